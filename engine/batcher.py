@@ -1,0 +1,245 @@
+"""What the next step runs: calls of the same subgraph, from any requests in flight, become one batch.
+
+A pure value: rows go in with their calls and come out in batches; what is in a row it does not look at. The oldest
+waiting row always goes first, so no subgraph starves another, and rows of one subgraph that may share a step (the same
+batch key) go in the order in which they came.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+__all__ = ["Batch", "Batcher", "PendingCall", "Row"]
+
+Row: TypeAlias = "tuple[np.ndarray[Any, Any], ...]"
+
+
+@dataclass(eq=False, slots=True)
+class PendingCall:
+    """A call of one subgraph over one or more rows, as it waits for its steps.
+
+    Attributes:
+        subgraph: its number.
+        rows: the inputs of each row.
+        keys: per row, what it must have in common with a row to share a step; none: any two rows may.
+        owner: whatever the caller wants to find again.
+        requests: the ids of the requests that it is part of.
+        cancelled: set by `Batcher.cancel`; its rows come out no more.
+    """
+
+    subgraph: int
+    rows: Sequence[Row]
+    keys: Sequence[Hashable] = ()
+    owner: Hashable = None
+    requests: tuple[str, ...] = ()
+    cancelled: bool = field(default=False, init=False)
+    number: int = field(default=-1, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("a call needs at least one row")
+        if self.keys and len(self.keys) != len(self.rows):
+            raise ValueError(f"{len(self.keys)} batch keys for {len(self.rows)} rows")
+
+
+Owner: TypeAlias = tuple[PendingCall, int]
+Age: TypeAlias = tuple[int, int]
+
+
+def _age(owner: Owner) -> Age:
+    """A row's place in the order of arrival."""
+    return owner[0].number, owner[1]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """Rows of one subgraph that run as one step.
+
+    Attributes:
+        subgraph: its number.
+        owners: per row the call that it is part of and its index there, oldest first.
+        apart: set where these rows failed together with others and are not mixed with any until it is known which row
+            it was: the age of the oldest row of the first batch that failed.
+    """
+
+    subgraph: int
+    owners: tuple[Owner, ...]
+    apart: Age | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """The inputs of each row."""
+        return [call.rows[index] for call, index in self.owners]
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """The ids of the requests that it serves, each once."""
+        return tuple(dict.fromkeys(request for call, _ in self.owners for request in call.requests))
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+
+@dataclass(slots=True)
+class _Queue:
+    """Waiting rows that may share a step, as a heap by age; `listed` is the place under which it stands in line."""
+
+    subgraph: int
+    key: Hashable
+    apart: Age | None = None
+    rows: list[tuple[int, int, PendingCall]] = field(default_factory=list)
+    listed: tuple[Age, Age] | None = None
+
+    @property
+    def place(self) -> tuple[Age, Age]:
+        oldest = self.rows[0][:2]
+        return self.apart or oldest, oldest
+
+    def push(self, owner: Owner) -> None:
+        heapq.heappush(self.rows, (*_age(owner), owner[0]))
+
+    def pop(self, at_most: int) -> tuple[Owner, ...]:
+        """The oldest rows, without those of cancelled calls."""
+        found: list[Owner] = []
+        while self.rows and len(found) < at_most:
+            _, index, call = heapq.heappop(self.rows)
+            if not call.cancelled:
+                found.append((call, index))
+        return tuple(found)
+
+    def drop_cancelled(self) -> None:
+        """Make the oldest row one that is still wanted."""
+        while self.rows and self.rows[0][2].cancelled:
+            heapq.heappop(self.rows)
+
+
+class Batcher:
+    """The rows that wait for a step.
+
+    A row costs O(log n) in and out. Rows that are put back stand again where they stood before.
+
+    Args:
+        max_rows: by subgraph, how many rows a step may have at most; less than 1 counts as 1.
+    """
+
+    def __init__(self, max_rows: Mapping[int, int] | Callable[[int], int]) -> None:
+        self._max_rows = max_rows if callable(max_rows) else max_rows.__getitem__
+        self._queues: dict[tuple[int, Hashable], _Queue] = {}
+        self._line: list[tuple[tuple[Age, Age], int, _Queue]] = []  # a heap
+        self._waiting: dict[PendingCall, int] = {}
+        self._rows = 0
+        self._calls = 0
+        self._entries = 0
+
+    def __len__(self) -> int:
+        """How many calls have rows waiting."""
+        return len(self._waiting)
+
+    @property
+    def waiting_rows(self) -> int:
+        """How many rows wait."""
+        return self._rows
+
+    def add(self, call: PendingCall) -> None:
+        """Put a call at the end.
+
+        Raises:
+            ValueError: it was added before, or its subgraph has no `max_rows`.
+        """
+        if call.number >= 0:
+            raise ValueError(f"call {call.number} was added before")
+        try:
+            self._max_rows(call.subgraph)
+        except LookupError:
+            raise ValueError(f"no max_rows for subgraph {call.subgraph}") from None
+        call.number = self._calls
+        self._calls += 1
+        self._wait([(call, index) for index in range(len(call.rows))])
+
+    def take(self) -> Batch | None:
+        """The next batch: the oldest row, and behind it the oldest others that may share a step with it.
+
+        Returns:
+            At most `max_rows` rows of one subgraph; None where nothing waits.
+        """
+        while self._line:
+            place, _, queue = heapq.heappop(self._line)
+            if queue.listed != place:
+                continue  # an older row came into this queue later, and was given a place of its own
+            queue.drop_cancelled()
+            due = bool(queue.rows) and queue.place == place
+            owners = queue.pop(max(1, self._max_rows(queue.subgraph))) if due else ()
+            self._line_up(queue)
+            if owners:
+                for call, _ in owners:
+                    self._count(call, -1)
+                return Batch(queue.subgraph, owners, queue.apart)
+        return None
+
+    def cancel(self, call: PendingCall) -> None:
+        """Drop the rows of a call: those that wait now, and those that would be put back later."""
+        call.cancelled = True
+        self._count(call, -self._waiting.get(call, 0))
+
+    def put_back(self, batch: Batch) -> None:
+        """Let the rows of a batch that was not run wait again, where they stood: at the front."""
+        if batch.apart is None:
+            self._wait(batch.owners)
+        else:
+            self._wait(batch.owners, _Queue(batch.subgraph, None, batch.apart))
+
+    def split(self, batch: Batch) -> None:
+        """Put a batch that failed back at the front as two halves, which are mixed with no other rows.
+
+        Done again with each half that fails, it leaves a row that cannot be run in a batch of its own.
+
+        Raises:
+            ValueError: the batch has one row only.
+        """
+        if len(batch) < 2:
+            raise ValueError("a batch of one row cannot be split: that row failed by itself")
+        apart = batch.apart or _age(batch.owners[0])
+        middle = (len(batch) + 1) // 2
+        for owners in (batch.owners[:middle], batch.owners[middle:]):
+            self._wait(owners, _Queue(batch.subgraph, None, apart))
+
+    def _wait(self, owners: Sequence[Owner], apart: _Queue | None = None) -> None:
+        for call, index in owners:
+            if call.cancelled:
+                continue
+            queue = apart or self._queue_of(call, index)
+            queue.push((call, index))
+            self._count(call, 1)
+            if queue.listed is None or queue.place < queue.listed:
+                self._line_up(queue)
+
+    def _queue_of(self, call: PendingCall, index: int) -> _Queue:
+        key = call.keys[index] if call.keys else None
+        queue = self._queues.get((call.subgraph, key))
+        if queue is None:
+            queue = self._queues[call.subgraph, key] = _Queue(call.subgraph, key)
+        return queue
+
+    def _line_up(self, queue: _Queue) -> None:
+        """Give a queue the place in line that its oldest row has; forget it where it has none."""
+        if queue.rows:
+            queue.listed = queue.place
+            self._entries += 1  # breaks ties: queues themselves have no order
+            heapq.heappush(self._line, (queue.listed, self._entries, queue))
+        else:
+            queue.listed = None
+            if queue.apart is None:
+                del self._queues[queue.subgraph, queue.key]
+
+    def _count(self, call: PendingCall, rows: int) -> None:
+        self._rows += rows
+        left = self._waiting.get(call, 0) + rows
+        if left:
+            self._waiting[call] = left
+        else:
+            self._waiting.pop(call, None)

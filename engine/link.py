@@ -1,0 +1,188 @@
+"""The I/O shell of one group: its exchanges and queues on the broker, and the driver behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from ..schemas import codec
+from ..schemas.errors import ConnectionLost, OperatorError, RankmqError
+from ..schemas.messages import (
+    Drain,
+    Form,
+    GroupId,
+    Heartbeat,
+    Leave,
+    LoadFailed,
+    RankExited,
+    RankReply,
+    Ready,
+    Refused,
+    Register,
+    Restart,
+    StatusQuery,
+    Task,
+    ToOrchestrator,
+    Welcome,
+)
+from . import topology
+from .confirms import Outcome
+from .connection import Channel, Properties
+from .delivery import Delivery
+from .driver import GroupDriver, GroupPorts
+from .group import GroupRules
+from .servable import Servable
+
+__all__ = ["GroupLink", "LinkOwner"]
+
+log = logging.getLogger(__name__)
+
+
+class LinkOwner(Protocol):
+    """Who is told what becomes of a group."""
+
+    def group_changed(self) -> None:
+        """A group became ready or broke."""
+
+    def give_up(self, error: OperatorError) -> None:
+        """A group cannot form."""
+
+    def guarded(self) -> AbstractContextManager[None]:
+        """The top of whatever the loop runs: catches and logs defects."""
+
+
+class GroupLink(GroupPorts):
+    """Connects a group's driver to the broker.
+
+    Args:
+        servable: as loaded.
+        group: the group's id.
+        rules: what its life is governed by.
+        channel: for everything between orchestrator and ranks, with confirms.
+        owner: who is told what becomes of the group.
+        max_attempts: how many epochs may be lost under a call.
+        max_message: largest message that the broker takes, in bytes.
+        step_timeout: seconds after which an unanswered step is overdue.
+    """
+
+    def __init__(
+        self,
+        servable: Servable,
+        group: GroupId,
+        rules: GroupRules,
+        channel: Channel,
+        owner: LinkOwner,
+        *,
+        max_attempts: int,
+        max_message: int,
+        step_timeout: float,
+    ) -> None:
+        self._channel = channel
+        self._owner = owner
+        self._control = topology.rank_control_exchange(group)
+        self.group = group
+        self.driver = GroupDriver(
+            servable,
+            group,
+            rules,
+            self,
+            asyncio.get_running_loop().time,
+            max_attempts=max_attempts,
+            max_message=max_message,
+            step_timeout=step_timeout,
+        )
+        self._subgraphs = servable.subgraph_count or 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the group serves."""
+        return self.driver.group.forming() is None
+
+    async def open(self, orchestrator: str) -> None:
+        """Declares the group's exchanges and queues, listens, and asks the agents that are there to register.
+
+        Args:
+            orchestrator: the name of the one that takes the group up.
+
+        Raises:
+            AlreadyRunning: another orchestrator serves this group.
+        """
+        await self._channel.declare(topology.group_exchanges(self.group, self._subgraphs))
+        await self._channel.declare(topology.orchestrator_queues(self.group))
+        for queue in (topology.control_queue(self.group), topology.results_queue(self.group)):
+            await self._channel.consume(queue, self._on_message, no_ack=True, exclusive=True)
+        welcome = Welcome(group=self.group, orchestrator=orchestrator)
+        # Not mandatory: that nobody is there yet is the usual case.
+        self._channel.publish(self._control, topology.RANK_ALL, codec.encode(welcome), mandatory=False)
+
+    def _on_message(self, delivery: Delivery) -> None:
+        with self._owner.guarded():
+            try:
+                message = codec.decode_to_orchestrator(delivery.body)
+            except RankmqError as error:
+                log.warning("refused a message on %s: %s", delivery.exchange, error.message)
+                return
+            self._dispatch(message)
+
+    def _dispatch(self, message: ToOrchestrator) -> None:
+        driver = self.driver
+        if isinstance(message, StatusQuery) or message.group != self.group:
+            log.warning("refused a %s on the queues of group %s", type(message).__name__, self.group)
+            return
+        match message:
+            case RankReply():
+                driver.replied(message)
+            case Heartbeat():
+                driver.handle(lambda group, now: group.heartbeat(message, now))
+            case Register():
+                log.info(
+                    "rank %d of %s registers: pid %d on %s",
+                    *(message.rank, self.group, message.pid, message.host),
+                    extra={"rank": message.rank},
+                )
+                driver.handle(lambda group, now: group.registered(message, now))
+            case Ready():
+                driver.handle(lambda group, now: group.ready(message, now))
+            case LoadFailed():
+                driver.handle(lambda group, now: group.load_failed(message, now))
+            case Leave():
+                driver.handle(lambda group, now: group.leaving(message, now))
+            case RankExited():
+                driver.handle(lambda group, now: group.exited(message, now))
+
+    # ------------------------------------------------------------------------------------------ what the driver wants
+
+    def send_task(self, subgraph: int, tag: str, task: Task) -> None:
+        """Publishes a task to the subgraph's exchange; a rank whose queue is gone is lost."""
+
+        def then(outcome: Outcome) -> None:
+            if outcome is Outcome.RETURNED and self.driver.group.epoch == task.epoch:
+                with self._owner.guarded():
+                    self.driver.rank_unreachable(tag)
+
+        self._publish(topology.subgraph_exchange(self.group, subgraph), tag, codec.encode(task), then)
+
+    def send_control(self, tag: str, message: Welcome | Refused | Form | Drain | Restart) -> None:
+        """Publishes a control message to the ranks that the tag reaches."""
+        self._publish(self._control, tag, codec.encode(message), None)
+
+    def _publish(self, exchange: str, tag: str, body: bytes, then: Callable[[Outcome], None] | None) -> None:
+        try:
+            self._channel.publish(exchange, tag, body, Properties(content_type=codec.MSGPACK), then=then)
+        except ConnectionLost as error:
+            log.debug("not sent to %s: %s", tag, error.message)  # the session ends with its connection
+
+    def group_ready(self, driver: GroupDriver) -> None:
+        """The group serves."""
+        self._owner.group_changed()
+
+    def group_broken(self, driver: GroupDriver, reason: str) -> None:
+        """The group does not serve any more, for now."""
+        self._owner.group_changed()
+
+    def group_given_up(self, driver: GroupDriver, error: OperatorError) -> None:
+        """The group cannot form."""
+        self._owner.give_up(error)

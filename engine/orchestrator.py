@@ -1,0 +1,152 @@
+"""The orchestrator: takes requests, walks them through their pipelines, answers them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ..schemas.errors import AlreadyRunning
+from . import signals
+from .catalog import Catalog
+from .connection import Connection
+from .rank_table import RankTable
+from .session import Session
+from .settings import Settings
+
+__all__ = ["Orchestrator"]
+
+log = logging.getLogger(__name__)
+
+
+class Orchestrator:
+    """Serves a catalog over a broker.
+
+    Args:
+        catalog: what is served.
+        settings: see `Settings`; the broker's URL must be set.
+        rank_tables: by servable name and version; ranks on this host where none is given.
+        group: the name of its groups among the servables' replicas.
+        on_ready: called once, on the loop, when all groups are ready for the first time.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        settings: Settings,
+        *,
+        rank_tables: Mapping[tuple[str, int], RankTable] | None = None,
+        group: str = "g0",
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self._catalog = catalog
+        self._settings = settings
+        given = rank_tables or {}
+        self._rank_tables = {
+            key: given.get(key) or RankTable.local(it.rank_size)
+            for it in catalog
+            if it.models
+            for key in [(it.name, it.version)]
+        }
+        self._group = group
+        self._on_ready = on_ready
+        self._began = time.time()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+
+    def run(self) -> None:
+        """Serves until it is told to stop, by `stop`, SIGTERM or SIGINT; then finishes what runs.
+
+        Raises:
+            OperatorError: the broker cannot be used, or a group cannot form; see `errors`.
+        """
+        asyncio.run(self._main())
+
+    def stop(self) -> None:
+        """Asks `run` to finish what runs and to return; may be called from any thread."""
+        loop, stop = self._loop, self._stop
+        if loop is not None and stop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = stop = asyncio.Event()
+        pools = _Pools(self._settings)
+        with signals.on_stop(stop.set), pools:
+            patience, since = self._settings.connect_timeout, 0.0
+            while not stop.is_set():
+                connection = await Connection.open(
+                    self._settings.address(),
+                    name=f"rankmq orchestrator {self.name}",
+                    patience=patience,
+                    stopped=stop.is_set,
+                )
+                patience = self._settings.reconnect_timeout
+                try:
+                    await self._serve(connection, pools, stop)
+                    since = self._loop.time()
+                except AlreadyRunning:
+                    # After a cut the broker may hold our own queues until it misses our heartbeats.
+                    if not since or self._loop.time() - since > patience:
+                        raise
+                    await asyncio.wait([asyncio.ensure_future(stop.wait())], timeout=1.0)
+                finally:
+                    await connection.close()
+
+    async def _serve(self, connection: Connection, pools: _Pools, stop: asyncio.Event) -> None:
+        """One session, to its end: by the connection's, by a failure, or by our own stop."""
+        session = Session(
+            self.name,
+            self._catalog,
+            self._rank_tables,
+            self._group,
+            self._settings,
+            pools.stages,
+            pools.pipelines,
+            self._began,
+        )
+        stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+        telling = asyncio.ensure_future(self._tell_ready(session))
+        try:
+            await session.open(connection)
+            ends: list[asyncio.Future[Any]] = [stopped, connection.closed]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if session.failure is not None:
+                raise session.failure
+            if connection.closed.done():
+                log.warning("the connection to the broker ended: %s", connection.closed.result())
+                return
+            log.info("stopping: %d requests are under way", session.service.in_flight)
+            handed = await session.drain(self._settings.drain_timeout)
+            log.info("stopped: %d requests served, %d handed back", session.service.served, handed)
+        finally:
+            telling.cancel()
+            stopped.cancel()
+            session.close()
+
+    async def _tell_ready(self, session: Session) -> None:
+        await session.all_ready.wait()
+        tell, self._on_ready = self._on_ready, None
+        if tell is not None:
+            tell()
+
+
+class _Pools:
+    """The threads on which the servables' own Python runs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.stages = ThreadPoolExecutor(settings.stage_threads, "stage")
+        self.pipelines = ThreadPoolExecutor(settings.pipeline_threads, "pipeline")
+
+    def __enter__(self) -> _Pools:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stages.shutdown(wait=False, cancel_futures=True)
+        self.pipelines.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,47 @@
+"""Every retry of rankmq: named policies of tenacity, each with an end and with jitter."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from ..schemas.errors import BrokerUnavailable
+
+__all__ = ["connecting"]
+
+log = logging.getLogger(__name__)
+
+
+def _say(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    pause = state.next_action.sleep if state.next_action else 0.0
+    log.warning("%s; again in %.1f s", error, pause)
+
+
+def connecting(seconds: float, stopped: Callable[[], bool] = lambda: False) -> AsyncRetrying:
+    """For connecting to the broker: while nobody answers, with pauses of up to 5 s, for `seconds` in all.
+
+    A refusal (wrong password, no permission) is not tried again.
+
+    Args:
+        seconds: when to give up; 0 tries once.
+        stopped: asked before each pause; True ends the attempts at once.
+    """
+    timed = stop_after_delay(seconds)
+    return AsyncRetrying(
+        retry=retry_if_exception_type(BrokerUnavailable),
+        wait=wait_random_exponential(multiplier=0.1, max=5.0),
+        stop=lambda state: stopped() or timed(state),
+        before_sleep=_say,
+        sleep=asyncio.sleep,
+        reraise=True,
+    )

@@ -1,0 +1,243 @@
+"""Methods and pipelines under way: each walks its stages, and asks the engine for what it cannot do itself.
+
+A method is data, so its run needs no thread: subgraph calls go to the group's driver, Python functions to a pool, and
+the run goes on when their results come. A pipeline is plain Python and holds a thread of its own while it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from ..schemas.errors import InternalError, RankmqError, StageFailed
+from .driver import Done, RowResult
+from .servable import (
+    Constant,
+    FunctionStage,
+    InputRef,
+    Method,
+    Pipeline,
+    Ref,
+    Servable,
+    StageRef,
+    SubgraphStage,
+    outputs_of,
+    use_caller,
+)
+
+__all__ = ["MethodRun", "RunContext", "RunPorts", "Tally", "ThreadCaller", "run_function", "run_pipeline"]
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+CALL_SECONDS = 3600.0
+"""How long a pipeline waits for one call at most; overdue steps and lost groups end it long before."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a request took of the ranks.
+
+    Attributes:
+        calls: subgraph calls.
+        seconds: waiting for them, summed over the calls.
+    """
+
+    calls: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What the runs of one request share.
+
+    Attributes:
+        servable: whose method or pipeline runs.
+        request: the request's id.
+        lenient: whether values may be converted to the graphs' dtypes.
+        tally: kept over all its runs.
+    """
+
+    servable: Servable
+    request: str
+    lenient: bool
+    tally: Tally = field(default_factory=Tally)
+
+
+class RunPorts(Protocol):
+    """How a run reaches the engine. All but `on_loop` are called on the loop."""
+
+    def call_subgraph(self, context: RunContext, subgraph: int, rows: Sequence[tuple[Any, ...]], done: Done) -> None:
+        """Runs a subgraph of the context's servable over rows."""
+
+    def call_method(
+        self, context: RunContext, servable: str, version: int, method: str, row: tuple[Any, ...], done: Done
+    ) -> None:
+        """Runs a method of any servable on one row."""
+
+    def in_pool(self, work: Callable[[], _T], done: Callable[[_T], None]) -> None:
+        """Runs `work` on a thread, then `done` with its result on the loop."""
+
+    def on_loop(self, work: Callable[[], None]) -> None:
+        """Runs `work` on the loop; may be called from any thread."""
+
+
+class ThreadCaller:
+    """The way from a thread that runs a servable's Python back into the engine; each call blocks that thread."""
+
+    def __init__(self, ports: RunPorts, context: RunContext) -> None:
+        self._ports = ports
+        self._context = context
+
+    def call_method(self, servable: str, version: int, method: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Runs a method on one instance; raises what it met."""
+        return self._wait(lambda done: self._ports.call_method(self._context, servable, version, method, args, done))
+
+    def call_subgraph(self, subgraph: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Runs a subgraph on one instance; raises what it met."""
+        return self._wait(lambda done: self._ports.call_subgraph(self._context, subgraph, [args], done))
+
+    def _wait(self, start: Callable[[Done], None]) -> tuple[Any, ...]:
+        future: Future[RowResult] = Future()
+
+        def begin() -> None:
+            try:
+                start(lambda results: future.set_result(results[0]))
+            except RankmqError as error:
+                future.set_result(error)
+
+        self._ports.on_loop(begin)
+        result = future.result(CALL_SECONDS)
+        if isinstance(result, RankmqError):
+            raise result
+        return result
+
+
+class MethodRun:
+    """One method over the rows of a request, stage by stage; a row that fails leaves, the others go on.
+
+    Args:
+        ports: how it reaches the engine.
+        context: the request's.
+        method: what to run.
+        rows: per row the method's inputs, in the order of its input names.
+        done: called on the loop with one result or error per row.
+    """
+
+    def __init__(
+        self, ports: RunPorts, context: RunContext, method: Method, rows: Sequence[tuple[Any, ...]], done: Done
+    ) -> None:
+        self._ports = ports
+        self._context = context
+        self._method = method
+        self._rows = rows
+        self._done = done
+        self._values: list[list[tuple[Any, ...]]] = [[] for _ in rows]
+        self._errors: dict[int, RankmqError] = {}
+
+    def start(self) -> None:
+        """Begins with the first stage."""
+        self._advance(0)
+
+    def _advance(self, number: int) -> None:
+        alive = [row for row in range(len(self._rows)) if row not in self._errors]
+        if not alive or number == len(self._method.stages):
+            self._finish()
+            return
+        stage = self._method.stages[number]
+        arguments = [tuple(self._value(row, ref) for ref in stage.inputs) for row in alive]
+
+        def done(results: list[RowResult]) -> None:
+            for row, result in zip(alive, results, strict=True):
+                if isinstance(result, RankmqError):
+                    self._errors[row] = result
+                elif len(result) != stage.outputs_count:
+                    text = (
+                        f"{stage.where}: the stage has {len(result)} outputs where {stage.outputs_count} are declared"
+                    )
+                    self._errors[row] = StageFailed(text)
+                else:
+                    self._values[row].append(result)
+            self._advance(number + 1)
+
+        if isinstance(stage, SubgraphStage):
+            self._ports.call_subgraph(self._context, stage.subgraph, arguments, done)
+        else:
+            function, caller = stage, ThreadCaller(self._ports, self._context)
+            self._ports.in_pool(lambda: run_function(function, arguments, caller), done)
+
+    def _value(self, row: int, ref: Ref) -> Any:
+        match ref:
+            case InputRef():
+                return self._rows[row][ref.index]
+            case StageRef():
+                return self._values[row][ref.stage][ref.output]
+            case Constant():
+                return ref.value
+
+    def _finish(self) -> None:
+        self._done(
+            [
+                self._errors.get(row) or tuple(np.asarray(self._value(row, ref)) for ref in self._method.outputs)
+                for row in range(len(self._rows))
+            ]
+        )
+
+
+def run_function(stage: FunctionStage, rows: Sequence[tuple[Any, ...]], caller: ThreadCaller) -> list[RowResult]:
+    """Runs a function stage over rows; what the function raises becomes that row's `StageFailed`."""
+    if stage.batch_size is not None:
+        size = stage.batch_size or len(rows)
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [result for batch in batches for result in _run_batch(stage, batch, caller)]
+    return [_guarded(f"stage {stage.name}", partial(_run_row, stage, row), caller) for row in rows]
+
+
+def _run_row(stage: FunctionStage, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return _outputs(stage.function(*row), stage.outputs_count, f"stage {stage.name}")
+
+
+def _run_batch(stage: FunctionStage, rows: Sequence[tuple[Any, ...]], caller: ThreadCaller) -> list[RowResult]:
+    what = f"stage {stage.name}"
+
+    def work() -> list[RowResult]:
+        results = list(stage.function(list(rows)))
+        if len(results) != len(rows):
+            raise StageFailed(f"{what} returned {len(results)} results for {len(rows)} instances")
+        return [_outputs(result, stage.outputs_count, what) for result in results]
+
+    result = _guarded(what, work, caller)
+    return [result] * len(rows) if isinstance(result, RankmqError) else result
+
+
+def run_pipeline(pipeline: Pipeline, row: tuple[Any, ...], caller: ThreadCaller) -> RowResult:
+    """Runs a pipeline function on one instance; an error of a call that it did not catch is its own error."""
+    what = f"pipeline {pipeline.name}"
+    return _guarded(what, lambda: _outputs(pipeline.function(*row), len(pipeline.output_names), what), caller)
+
+
+def _outputs(value: Any, count: int, what: str) -> tuple[Any, ...]:
+    return tuple(np.asarray(output) for output in outputs_of(value, count, what))
+
+
+def _guarded(what: str, work: Callable[[], _T], caller: ThreadCaller) -> _T | RankmqError:
+    """Runs the servable's Python, which may raise anything at all."""
+    try:
+        with use_caller(caller):
+            return work()
+    except RankmqError as error:
+        return error
+    except Exception as error:  # foreign code
+        log.info("%s raised", what, exc_info=True)
+        text = " ".join(str(error).split())
+        return StageFailed(f"{what} raised {type(error).__name__}: {text}"[:500])
+    except BaseException as error:  # even sys.exit() in a servable must not end a thread of ours
+        log.error("%s raised", what, exc_info=True)
+        return InternalError(f"{what} ended with {type(error).__name__}")

@@ -1,0 +1,66 @@
+"""The messages of the edge, which producers see: `Request` in, `Reply` out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from .base import Count, ErrorInfo, Message, Name, Part
+from .tensors import Tensor
+
+__all__ = ["InstanceError", "Reply", "Request", "Stats", "Value"]
+
+Value = Tensor | None | bool | int | float | str | list[Any]
+"""An input of an instance: a tensor, or a plain value that is made one (see `tensors.from_plain`); bare binary is not
+allowed, since its dtype would be a guess."""
+
+
+class Request(Message, frozen=True, kw_only=True):
+    """What a producer publishes: one call of a method or pipeline for each instance.
+
+    Attributes:
+        servable: the servable's name.
+        method: a method or pipeline of it.
+        version: the servable's version; 0 means the newest.
+        instances: one or more rows of named inputs.
+    """
+
+    servable: Name
+    method: Name
+    version: Count = 0
+    instances: Annotated[list[dict[str, Value]], Meta(min_length=1)]
+
+
+class InstanceError(Part, frozen=True, kw_only=True):
+    """The error that one instance of a request met, while others were served."""
+
+    index: Count
+    error: ErrorInfo
+
+
+class Stats(Part, frozen=True, kw_only=True):
+    """Where the time of a request went, in milliseconds, and how many steps the ranks ran for it."""
+
+    served_ms: float
+    ranks_ms: float = 0.0
+    steps: Count = 0
+
+
+class Reply(Message, frozen=True, kw_only=True):
+    """The terminal answer to a request.
+
+    Attributes:
+        id: the request's id.
+        outputs: per instance its named outputs, or null where it failed; empty when the request failed as a whole.
+        errors: the instances that failed, by index.
+        error: set when the request failed as a whole.
+        stats: where the time went.
+    """
+
+    id: str = ""
+    outputs: list[dict[str, Tensor] | None] = msgspec.field(default_factory=list)
+    errors: list[InstanceError] = msgspec.field(default_factory=list)
+    error: ErrorInfo | None = None
+    stats: Stats | None = None

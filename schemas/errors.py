@@ -1,0 +1,330 @@
+"""Every error of rankmq, one tree.
+
+    RankmqError
+    ├── RequestError              side "sender": the request cannot be served as it stands
+    │   ├── Undecodable           not msgpack or JSON, or not the declared types
+    │   ├── LimitExceeded         too large, too deep, too many
+    │   ├── UnsupportedSchema     a message of another schema version
+    │   ├── InvalidInput          a missing or extra input, a wrong shape or dtype
+    │   ├── UnknownServable
+    │   ├── UnknownMethod
+    │   ├── UnknownVersion
+    │   └── ReplyUnroutable       the queue named by reply_to is gone
+    ├── ServingError              side "engine": the request was fine, serving it failed
+    │   ├── StageFailed           a Python function of the servable raised
+    │   ├── GraphFailed           a subgraph raised on a rank
+    │   ├── RanksDisagree         the ranks' outputs differ where they must be equal
+    │   ├── GroupUnavailable      no complete group of ranks
+    │   ├── AttemptsExhausted     tried max_attempts times
+    │   └── InternalError         a defect of ours; the log has the traceback
+    ├── ProducerError             side "producer": raised by the producer library itself
+    │   ├── ReplyTimeout          no reply within the time given
+    │   ├── ConnectionLost        the broker went away and did not come back in time
+    │   ├── InstancesFailed       some instances of a request failed; holds the others' outputs
+    │   └── ClientClosed
+    ├── LockstepError             side "engine": a rank refuses a step (gap, repeat, foreign epoch)
+    └── OperatorError             side "operator": set-up or start failed; has an exit code
+        ├── ConfigurationError    with file and line
+        ├── ServableError         the servable configuration is wrong; with file and line
+        ├── BrokerUnavailable     nobody answers at the broker's address
+        ├── BrokerRefused         wrong user, password, virtual host, certificate or permission
+        ├── ModelError            a model file is missing, unreadable, or not like the other ranks'
+        ├── GroupError            ranks missing past the time allowed, or not agreeing
+        └── AlreadyRunning        a port, a state folder or a rank is taken
+
+An error crosses the wire as `ErrorInfo` (code, message, side), and `from_wire` makes the same exception of it again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+__all__ = [
+    "AlreadyRunning",
+    "AttemptsExhausted",
+    "BrokerRefused",
+    "BrokerUnavailable",
+    "ClientClosed",
+    "ConfigurationError",
+    "ConnectionLost",
+    "GraphFailed",
+    "GroupError",
+    "GroupUnavailable",
+    "InstancesFailed",
+    "InternalError",
+    "InvalidInput",
+    "LimitExceeded",
+    "LockstepError",
+    "ModelError",
+    "OperatorError",
+    "ProducerError",
+    "RankmqError",
+    "RanksDisagree",
+    "ReplyTimeout",
+    "ReplyUnroutable",
+    "RequestError",
+    "ServableError",
+    "ServingError",
+    "Side",
+    "StageFailed",
+    "Undecodable",
+    "UnknownMethod",
+    "UnknownServable",
+    "UnknownVersion",
+    "UnsupportedSchema",
+    "error_codes",
+    "from_wire",
+]
+
+Side = Literal["sender", "engine", "producer", "operator"]
+
+
+class RankmqError(Exception):
+    """Root of the tree. `code` is stable and goes over the wire, `side` says who can put it right."""
+
+    code: ClassVar[str] = "error"
+    side: ClassVar[Side] = "engine"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class RequestError(RankmqError):
+    """The request cannot be served as it stands; sending it again unchanged will fail again."""
+
+    code = "request_error"
+    side = "sender"
+
+
+class Undecodable(RequestError):
+    """The body is not msgpack or JSON, or does not have the declared types."""
+
+    code = "undecodable"
+
+
+class LimitExceeded(RequestError):
+    """The body, or something in it, is larger, deeper or more numerous than allowed."""
+
+    code = "limit_exceeded"
+
+
+class UnsupportedSchema(RequestError):
+    """The message says a schema version that this side does not speak."""
+
+    code = "unsupported_schema"
+
+
+class InvalidInput(RequestError):
+    """A missing or extra input, a wrong shape or dtype, bytes that do not match a shape."""
+
+    code = "invalid_input"
+
+
+class UnknownServable(RequestError):
+    """No servable of this name is served here."""
+
+    code = "unknown_servable"
+
+
+class UnknownMethod(RequestError):
+    """The servable has no method or pipeline of this name."""
+
+    code = "unknown_method"
+
+
+class UnknownVersion(RequestError):
+    """The servable is not served in this version."""
+
+    code = "unknown_version"
+
+
+class ReplyUnroutable(RequestError):
+    """The queue that the request named in reply_to does not exist."""
+
+    code = "reply_unroutable"
+
+
+class ServingError(RankmqError):
+    """The request was fine; serving it failed."""
+
+    code = "serving_error"
+    side = "engine"
+
+
+class StageFailed(ServingError):
+    """A Python function of the servable (stage or pipeline) raised, or returned a wrong number of outputs."""
+
+    code = "stage_failed"
+
+
+class GraphFailed(ServingError):
+    """A subgraph raised on a rank."""
+
+    code = "graph_failed"
+
+
+class RanksDisagree(ServingError):
+    """Outputs declared `all_equal` differ between ranks, or their shapes cannot be put together."""
+
+    code = "ranks_disagree"
+
+
+class GroupUnavailable(ServingError):
+    """No complete group of ranks could take the work."""
+
+    code = "group_unavailable"
+
+
+class AttemptsExhausted(ServingError):
+    """The request was tried `max_attempts` times."""
+
+    code = "attempts_exhausted"
+
+
+class InternalError(ServingError):
+    """A defect of rankmq itself; the log of the process has the traceback."""
+
+    code = "internal"
+
+
+class ProducerError(RankmqError):
+    """Raised by the producer library itself, not sent by the engine."""
+
+    code = "producer_error"
+    side = "producer"
+
+
+class ReplyTimeout(ProducerError):
+    """No reply came within the time given; the request may still be served."""
+
+    code = "reply_timeout"
+
+
+class ConnectionLost(ProducerError):
+    """The broker went away and did not come back in time."""
+
+    code = "connection_lost"
+
+
+class ClientClosed(ProducerError):
+    """The client was closed before the reply came."""
+
+    code = "client_closed"
+
+
+class InstancesFailed(ProducerError):
+    """Some instances of a request failed.
+
+    Attributes:
+        results: per instance, its outputs (a dict of arrays) or the error that it met, in the request's order.
+    """
+
+    code = "instances_failed"
+
+    def __init__(self, message: str, results: list[dict[str, Any] | RankmqError]) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+class LockstepError(RankmqError):
+    """A rank refuses a step: a gap, a repeat, or a foreign epoch."""
+
+    code = "lockstep"
+    side = "engine"
+
+
+class OperatorError(RankmqError):
+    """Set-up or start failed; one line for a person, and an exit code for a script."""
+
+    code = "operator_error"
+    side = "operator"
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigurationError(OperatorError):
+    """A setting, a rank table or a command line that cannot be used.
+
+    Args:
+        message: what is wrong and what to do, in one line.
+        file: where it was read, if in a file.
+        line: the line in it, from 1.
+    """
+
+    code = "invalid_configuration"
+    exit_code = 3
+
+    def __init__(self, message: str, *, file: str | None = None, line: int | None = None) -> None:
+        where = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
+        super().__init__(where + message)
+        self.file = file
+        self.line = line
+
+
+class ServableError(ConfigurationError):
+    """The servable configuration is wrong: found when it is loaded, before anything starts."""
+
+    code = "invalid_servable"
+
+
+class BrokerUnavailable(OperatorError):
+    """Nobody answers at the broker's address, or no broker can be started."""
+
+    code = "broker_unavailable"
+    exit_code = 4
+
+
+class BrokerRefused(OperatorError):
+    """The broker answers and refuses: user, password, virtual host, certificate, or a permission."""
+
+    code = "broker_refused"
+    exit_code = 4
+
+
+class ModelError(OperatorError):
+    """A model file is missing, unreadable, or not like the other ranks'."""
+
+    code = "invalid_model"
+    exit_code = 5
+
+
+class GroupError(OperatorError):
+    """The group cannot form: ranks missing past the time allowed, or not agreeing with each other."""
+
+    code = "group_incomplete"
+    exit_code = 6
+
+
+class AlreadyRunning(OperatorError):
+    """A port, a state folder or a rank is taken by somebody else."""
+
+    code = "already_running"
+    exit_code = 7
+
+
+def _tree(root: type[RankmqError]) -> list[type[RankmqError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _tree(child))]
+
+
+def error_codes() -> dict[str, type[RankmqError]]:
+    """Every code and its exception."""
+    return {kind.code: kind for kind in _tree(RankmqError)}
+
+
+def from_wire(code: str, message: str) -> RankmqError:
+    """The exception for an error that came over the wire; an unknown code gives a plain `RankmqError`.
+
+    Args:
+        code: as in `ErrorInfo.code`.
+        message: as in `ErrorInfo.message`.
+    """
+    kind = error_codes().get(code)
+    if kind is None:
+        return RankmqError(f"{code}: {message}")
+    error = kind.__new__(kind)
+    RankmqError.__init__(error, message)  # past constructors that build a message of their own
+    if isinstance(error, ConfigurationError):
+        error.file = error.line = None
+    if isinstance(error, InstancesFailed):
+        error.results = []
+    return error

@@ -1,0 +1,314 @@
+"""Every message of rankmq, declared once: decoding checks against these types, the published schemas are made of them.
+
+The edge, which producers see: `Request` in, `Reply` out. Inside, between the orchestrator and the agents of a group:
+`ToAgent` and `ToOrchestrator`. Each is a msgpack map with a schema version `v`; inner ones carry their kind in `type`.
+This module is the door to them all; `base`, `edge` and `status` hold a part each.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from .base import MAX_ERROR_MESSAGE, SCHEMA_VERSION, Count, ErrorInfo, GroupId, Identifier, Message, Part
+from .edge import InstanceError, Reply, Request, Stats, Value
+from .status import Forming, GroupStatus, QueueStatus, RankStatus, Status
+from .tensors import Tensor
+
+__all__ = [
+    "MAX_ERROR_MESSAGE",
+    "SCHEMA_VERSION",
+    "Call",
+    "Column",
+    "Drain",
+    "ErrorInfo",
+    "Form",
+    "Forming",
+    "GraphInfo",
+    "GraphPlan",
+    "GroupId",
+    "GroupStatus",
+    "Heartbeat",
+    "InstanceError",
+    "Leave",
+    "LoadFailed",
+    "Message",
+    "QueueStatus",
+    "RankExited",
+    "RankReply",
+    "RankStatus",
+    "Ready",
+    "Refused",
+    "Register",
+    "Reply",
+    "Request",
+    "Restart",
+    "Stats",
+    "Status",
+    "StatusQuery",
+    "Task",
+    "TensorSpec",
+    "ToAgent",
+    "ToOrchestrator",
+    "Value",
+    "Welcome",
+]
+
+
+# ----------------------------------------------------------------------------------------------- groups and graphs
+
+
+class TensorSpec(Part, frozen=True, kw_only=True):
+    """What a graph takes or gives: a dtype name and a shape in which -1 stands for any size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class GraphInfo(Part, frozen=True, kw_only=True):
+    """One model file as a rank holds it.
+
+    Attributes:
+        file: its name, for people.
+        digest: SHA-256 of the file, hexadecimal.
+        inputs: in the graph's order, as this rank sees them (a shard where the input is sharded).
+        outputs: in the graph's order.
+        collectives: whether the graph talks to the other ranks.
+    """
+
+    file: str
+    digest: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    collectives: bool = False
+
+
+# --------------------------------------------------------------------------------------------------------- the work
+
+
+class Column(Part, frozen=True, kw_only=True):
+    """One input or output of a step: one tensor of stacked rows, or one tensor for each row."""
+
+    index: Count
+    tensors: tuple[Tensor, ...]
+
+
+class Call(Part, tag_field="op", tag="call", frozen=True, kw_only=True):
+    """Run one subgraph over the rows of the step.
+
+    Attributes:
+        subgraph: its number.
+        rows: how many rows the step carries.
+        stacked: whether each input is one tensor with the rows along its first axis (the graph has a batch
+            dimension), or one tensor a row, run back to back.
+    """
+
+    subgraph: Count
+    rows: Annotated[int, Meta(ge=1)]
+    stacked: bool = False
+
+
+class Task(Message, tag="task", frozen=True, kw_only=True):
+    """The message that carries a step to a rank.
+
+    A step whose inputs are partly replicated and partly sharded comes in two parts: one for all ranks, one for each.
+
+    Attributes:
+        group: whose step it is; a rank of another group refuses it.
+        epoch: the life of the group in which it was numbered.
+        step: its number in that epoch, from 0.
+        part: which part of the step this is, from 0.
+        parts: how many parts make the step.
+        work: what to run.
+        inputs: the columns that this part carries.
+        requests: the ids of the requests that it serves, for logs.
+    """
+
+    group: GroupId
+    epoch: Count
+    step: Count
+    part: Count = 0
+    parts: Annotated[int, Meta(ge=1)] = 1
+    work: Call
+    inputs: tuple[Column, ...] = ()
+    requests: tuple[str, ...] = ()
+
+
+class RankReply(Message, tag="rank_reply", frozen=True, kw_only=True):
+    """What a rank says when it has run a step: the outputs that it owns, or the error.
+
+    Attributes:
+        failed_row: which row raised, where the rows ran back to back.
+        waited_us: microseconds between arrival of the step and its start on this rank.
+        ran_us: microseconds in the graph.
+    """
+
+    group: GroupId
+    epoch: Count
+    step: Count
+    rank: Count
+    outputs: tuple[Column, ...] = ()
+    error: ErrorInfo | None = None
+    failed_row: Count | None = None
+    waited_us: Count = 0
+    ran_us: Count = 0
+
+
+# ------------------------------------------------------------------------------------------ agents to orchestrator
+
+
+class Register(Message, tag="register", frozen=True, kw_only=True):
+    """An agent is there, has read its model files, and asks to hold a rank.
+
+    Attributes:
+        agent: an id that is new with every process.
+        queue: its exclusive queue.
+        scheduler: host:port where this agent could run the scheduler of MindSpore's own communication; rank 0's counts.
+        device: "CPU", "Ascend" or "GPU".
+        last_epoch: the newest epoch it has been part of, so that no epoch's number is used twice.
+    """
+
+    group: GroupId
+    rank: Count
+    agent: Identifier
+    host: str
+    pid: int
+    queue: str
+    graphs: tuple[GraphInfo, ...]
+    scheduler: str = ""
+    device: str = "CPU"
+    last_epoch: Count = 0
+
+
+class Ready(Message, tag="ready", frozen=True, kw_only=True):
+    """The rank has loaded and warmed up its graphs for this epoch."""
+
+    group: GroupId
+    epoch: Count
+    rank: Count
+    agent: Identifier
+    graphs: tuple[GraphInfo, ...]
+
+
+class LoadFailed(Message, tag="load_failed", frozen=True, kw_only=True):
+    """The rank could not load or warm up its graphs; the group cannot form with them."""
+
+    group: GroupId
+    epoch: Count
+    rank: Count
+    agent: Identifier
+    error: ErrorInfo
+
+
+class Heartbeat(Message, tag="heartbeat", frozen=True, kw_only=True):
+    """The rank lives; `step` is the last one that it finished in `epoch` (-1: none yet)."""
+
+    group: GroupId
+    epoch: Count
+    rank: Count
+    agent: Identifier
+    step: int = -1
+    rss: Count = 0
+
+
+class Leave(Message, tag="leave", frozen=True, kw_only=True):
+    """The rank was told to stop: no further steps, please; it waits for `Drain` before it goes."""
+
+    group: GroupId
+    rank: Count
+    agent: Identifier
+    reason: str = ""
+
+
+class RankExited(Message, tag="rank_exited", frozen=True, kw_only=True):
+    """The launcher saw an agent's process end."""
+
+    group: GroupId
+    rank: Count
+    pid: int
+    reason: str = ""
+
+
+class StatusQuery(Message, tag="status_query", frozen=True, kw_only=True):
+    """Somebody asks for a `Status`, to be sent to the message's reply_to."""
+
+
+# ------------------------------------------------------------------------------------------ orchestrator to agents
+
+
+class Welcome(Message, tag="welcome", frozen=True, kw_only=True):
+    """An orchestrator took up the group; every agent of it registers (again)."""
+
+    group: GroupId
+    orchestrator: Identifier
+
+
+class Refused(Message, tag="refused", frozen=True, kw_only=True):
+    """The orchestrator does not want this agent; it ends with this word."""
+
+    group: GroupId
+    rank: Count
+    agent: Identifier
+    error: ErrorInfo
+
+
+class GraphPlan(Part, frozen=True, kw_only=True):
+    """How a rank is to run one of its graphs.
+
+    Attributes:
+        stacked: the graph has a batch dimension: rows come stacked along the first axis.
+        unstacked_inputs: the inputs that have none all the same.
+        returns: the outputs that this rank sends back.
+    """
+
+    stacked: bool = False
+    unstacked_inputs: tuple[int, ...] = ()
+    returns: tuple[int, ...] = ()
+
+
+class Form(Message, tag="form", frozen=True, kw_only=True):
+    """All ranks are there and agree: load, join the communication group, warm up, say `Ready`.
+
+    Attributes:
+        epoch: the epoch that begins when all are ready.
+        results: the queue for `RankReply`.
+        communication: "none", "mccl" or "hccl".
+        scheduler: host:port of the communication's scheduler, where it has one.
+        rank_table: the table in its 1.0 form.
+        plans: how to run each graph, by subgraph.
+        window: how many steps may be sent ahead of the slowest rank.
+        heartbeat_seconds: how often to send a `Heartbeat`.
+    """
+
+    group: GroupId
+    epoch: Count
+    rank: Count
+    agent: Identifier
+    results: str
+    communication: str = "none"
+    scheduler: str = ""
+    rank_table: dict[str, Any] = msgspec.field(default_factory=dict)
+    plans: tuple[GraphPlan, ...] = ()
+    window: Annotated[int, Meta(ge=1)] = 4
+    heartbeat_seconds: float = 2.0
+
+
+class Drain(Message, tag="drain", frozen=True, kw_only=True):
+    """Nothing more will come in this epoch: finish what was sent, then end."""
+
+    group: GroupId
+    epoch: Count
+
+
+class Restart(Message, frozen=True, tag="restart", kw_only=True):
+    """The epoch ended, and this process cannot be part of another: its communication is bound to it; start anew."""
+
+    group: GroupId
+    reason: str = ""
+
+
+ToOrchestrator = RankReply | Register | Ready | LoadFailed | Heartbeat | Leave | RankExited | StatusQuery
+ToAgent = Task | Welcome | Refused | Form | Drain | Restart

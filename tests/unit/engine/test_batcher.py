@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from rankmq.engine.batcher import Batch, Batcher, PendingCall
+
+
+def call(subgraph=0, rows=1, keys=(), owner=None, requests=()):
+    made = [(np.array(row),) for row in range(rows)]
+    return PendingCall(subgraph, made, keys=keys, owner=owner, requests=requests)
+
+
+def drain(batcher):
+    batches = []
+    while (batch := batcher.take()) is not None:
+        batches.append(batch)
+    assert len(batcher) == batcher.waiting_rows == 0
+    return batches
+
+
+def owners(batch):
+    return [(one.owner, index) for one, index in batch.owners]
+
+
+def test_nothing_waits_nothing_comes():
+    assert Batcher({0: 4}).take() is None
+
+
+def test_rows_of_many_calls_share_a_step():
+    batcher = Batcher({0: 4})
+    calls = [call(rows=2, owner="a", requests=("r1",)), call(owner="b", requests=("r2", "r1")), call(owner="c")]
+    for one in calls:
+        batcher.add(one)
+    assert (len(batcher), batcher.waiting_rows) == (3, 4)
+
+    batch = batcher.take()
+
+    assert owners(batch) == [("a", 0), ("a", 1), ("b", 0), ("c", 0)]
+    assert [row[0] for row in batch.rows] == [0, 1, 0, 0]
+    assert batch.rows[1] is calls[0].rows[1]
+    assert batch.requests == ("r1", "r2")
+    assert (len(batch), len(batcher), batcher.waiting_rows) == (4, 0, 0)
+
+
+def test_a_large_call_is_split_and_its_rest_filled_up():
+    batcher = Batcher({0: 3})
+    batcher.add(call(rows=4, owner="a"))
+    batcher.add(call(rows=3, owner="b"))
+
+    assert [owners(batch) for batch in drain(batcher)] == [
+        [("a", 0), ("a", 1), ("a", 2)],
+        [("a", 3), ("b", 0), ("b", 1)],
+        [("b", 2)],
+    ]
+
+
+def test_the_oldest_call_goes_first_and_takes_company_along():
+    batcher = Batcher(lambda subgraph: 8)
+    for subgraph, owner in [(0, "a"), (1, "b"), (0, "c"), (2, "d"), (1, "e")]:
+        batcher.add(call(subgraph, owner=owner))
+
+    assert [(batch.subgraph, owners(batch)) for batch in drain(batcher)] == [
+        (0, [("a", 0), ("c", 0)]),
+        (1, [("b", 0), ("e", 0)]),
+        (2, [("d", 0)]),
+    ]
+
+
+def test_a_stream_of_one_subgraph_does_not_starve_another():
+    batcher = Batcher({0: 2, 1: 2})
+    for _ in range(3):
+        batcher.add(call(0))
+    batcher.add(call(1, owner="other"))
+    order = []
+    for _ in range(3):
+        batcher.add(call(0))
+        order.append(batcher.take().subgraph)
+
+    assert order == [0, 0, 1]
+
+
+def test_rows_of_other_keys_wait_for_a_step_of_their_own():
+    batcher = Batcher({0: 8})
+    batcher.add(call(rows=3, keys=["x", "y", "x"], owner="a"))
+    batcher.add(call(rows=2, keys=["y", "x"], owner="b"))
+    batcher.add(call(owner="c"))
+
+    assert [owners(batch) for batch in drain(batcher)] == [
+        [("a", 0), ("a", 2), ("b", 1)],
+        [("a", 1), ("b", 0)],
+        [("c", 0)],
+    ]
+
+
+def test_a_cancelled_call_comes_out_no_more():
+    batcher = Batcher({0: 2, 1: 2})
+    a, b, c = call(rows=3, owner="a"), call(1, owner="b"), call(owner="c")
+    for one in (a, b, c):
+        batcher.add(one)
+    batch = batcher.take()
+
+    batcher.cancel(a)
+    assert (len(batcher), batcher.waiting_rows) == (2, 2)
+    batcher.put_back(batch)
+    assert (len(batcher), batcher.waiting_rows) == (2, 2)
+    batcher.split(batch)
+
+    # b is older than c, although c stands behind a, the oldest
+    assert [owners(batch) for batch in drain(batcher)] == [[("b", 0)], [("c", 0)]]
+
+
+def test_what_was_put_back_stands_where_it_stood():
+    batcher = Batcher({0: 2, 1: 2})
+    for subgraph, owner in [(0, "a"), (1, "b"), (0, "c"), (0, "d"), (1, "e"), (1, "f")]:
+        batcher.add(call(subgraph, owner=owner))
+    taken = [batcher.take() for _ in range(3)]
+    batcher.add(call(0, owner="g"))
+
+    for batch in (taken[1], taken[2], taken[0]):
+        batcher.put_back(batch)
+
+    assert [owners(batch) for batch in drain(batcher)] == [
+        [("a", 0), ("c", 0)],
+        [("b", 0), ("e", 0)],
+        [("d", 0), ("g", 0)],
+        [("f", 0)],
+    ]
+
+
+def test_a_failed_batch_comes_back_in_halves_that_stay_apart():
+    batcher = Batcher({0: 3})
+    for owner in "abcde":
+        batcher.add(call(owner=owner))
+    failed = batcher.take()
+
+    batcher.split(failed)
+
+    assert batcher.waiting_rows == 5
+    first, second, rest = drain(batcher)
+    assert [owners(batch) for batch in (first, second, rest)] == [
+        [("a", 0), ("b", 0)],
+        [("c", 0)],
+        [("d", 0), ("e", 0)],
+    ]
+    batcher.put_back(first)
+    batcher.put_back(rest)
+    assert [owners(batch) for batch in drain(batcher)] == [owners(first), owners(rest)]
+
+
+def test_all_that_a_failed_batch_breaks_into_goes_before_what_waits():
+    batcher = Batcher({0: 4, 1: 4})
+    for subgraph, owner in [(0, "a"), (1, "other"), (0, "b"), (0, "c"), (0, "d")]:
+        batcher.add(call(subgraph, owner=owner))
+    batcher.split(batcher.take())
+    batcher.take()
+
+    batcher.split(second := batcher.take())
+
+    assert owners(second) == [("c", 0), ("d", 0)]
+    assert [owners(batch) for batch in drain(batcher)] == [[("c", 0)], [("d", 0)], [("other", 0)]]
+
+
+def test_a_row_cannot_be_split():
+    batcher = Batcher({0: 3})
+    batcher.add(call())
+
+    with pytest.raises(ValueError, match="one row"):
+        batcher.split(batcher.take())
+
+
+def test_a_limit_that_shrank_holds_for_halves_too():
+    limits = {0: 8}
+    batcher = Batcher(limits)
+    batcher.add(call(rows=8))
+    batcher.split(batcher.take())
+    limits[0] = 3
+
+    assert [len(batch) for batch in drain(batcher)] == [3, 1, 3, 1]
+
+
+def test_misuse_is_refused():
+    batcher = Batcher({0: 0})
+    one = call(rows=2)
+    batcher.add(one)
+    with pytest.raises(ValueError, match="before"):
+        batcher.add(one)
+    with pytest.raises(ValueError, match="no max_rows for subgraph 3"):
+        batcher.add(call(3))
+    with pytest.raises(ValueError, match="at least one row"):
+        call(rows=0)
+    with pytest.raises(ValueError, match="1 batch keys for 2 rows"):
+        call(rows=2, keys=["x"])
+    assert [len(batch) for batch in drain(batcher)] == [1, 1]
+
+
+@given(st.integers(1, 40), st.sets(st.integers(0, 39)), st.integers(1, 16))
+def test_bisecting_finds_exactly_the_bad_rows(count, bad, max_rows):
+    batcher = Batcher({0: max_rows})
+    calls = [call(rows=1 + number % 3, owner=number) for number in range(count)]
+    for one in calls:
+        batcher.add(one)
+    total = sum(len(one.rows) for one in calls)
+    numbers = {
+        (one, index): n for n, (one, index) in enumerate((one, i) for one in calls for i in range(len(one.rows)))
+    }
+    good_rows, bad_rows, steps = [], [], 0
+    while (batch := batcher.take()) is not None:
+        steps += 1
+        rows = [numbers[owner] for owner in batch.owners]
+        if not bad.intersection(rows):
+            good_rows += rows
+        elif len(rows) > 1:
+            batcher.split(batch)
+        else:
+            bad_rows += rows
+
+    assert sorted(good_rows + bad_rows) == list(range(total))
+    assert set(bad_rows) == {row for row in bad if row < total}
+    depth = max_rows.bit_length() + 1
+    assert steps <= -(-total // max_rows) + 2 * depth * len(bad_rows)
+
+
+LIMITS = {0: 1, 1: 3, 2: 8}
+
+
+class Machine(RuleBasedStateMachine):
+    """Against a model that looks at every row each time: a list of all waiting rows, sorted by age."""
+
+    def __init__(self):
+        super().__init__()
+        self.batcher = Batcher(LIMITS)
+        self.calls: list[PendingCall] = []
+        self.waiting: list[tuple[PendingCall, int]] = []
+        self.apart: list[tuple[tuple[int, int], list[tuple[PendingCall, int]]]] = []
+        self.flying: list[Batch] = []
+        self.done: list[tuple[PendingCall, int]] = []
+
+    @rule(subgraph=st.integers(0, 2), keys=st.lists(st.sampled_from("xy"), min_size=1, max_size=9), keyed=st.booleans())
+    def add(self, subgraph, keys, keyed):
+        one = call(subgraph, rows=len(keys), keys=keys if keyed else (), owner=len(self.calls))
+        self.calls.append(one)
+        self.batcher.add(one)
+        self.waiting += [(one, index) for index in range(len(keys))]
+
+    @staticmethod
+    def age(owner):
+        return owner[0].owner, owner[1]
+
+    @staticmethod
+    def kind(owner):
+        return owner[0].subgraph, owner[0].keys[owner[1]] if owner[0].keys else None
+
+    @rule()
+    def take(self):
+        self.waiting.sort(key=self.age)
+        self.apart.sort(key=lambda one: (one[0], self.age(one[1][0])))
+        batch = self.batcher.take()
+        if not self.waiting and not self.apart:
+            assert batch is None
+            return
+        if self.apart and (not self.waiting or self.apart[0][0] <= self.age(self.waiting[0])):
+            expected = self.apart.pop(0)[1]
+        else:
+            oldest = self.waiting[0]
+            alike = [owner for owner in self.waiting if self.kind(owner) == self.kind(oldest)]
+            expected = alike[: LIMITS[oldest[0].subgraph]]
+            self.waiting = [owner for owner in self.waiting if owner not in expected]
+        assert list(batch.owners) == expected
+        assert {owner[0].subgraph for owner in expected} == {batch.subgraph}
+        self.flying.append(batch)
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data())
+    def finish(self, data):
+        batch = self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
+        self.done += batch.owners
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), all_of_them=st.booleans())
+    def put_back(self, data, all_of_them):
+        """One batch, or all of an epoch, in any order."""
+        batches = data.draw(st.permutations(self.flying))
+        for batch in batches if all_of_them else batches[:1]:
+            self.flying.remove(batch)
+            self.batcher.put_back(batch)
+            live = [owner for owner in batch.owners if not owner[0].cancelled]
+            if batch.apart is None:
+                self.waiting += live
+            elif live:
+                self.apart.append((batch.apart, live))
+
+    @precondition(lambda self: any(len(batch) > 1 for batch in self.flying))
+    @rule(data=st.data())
+    def split(self, data):
+        batch = data.draw(st.sampled_from([batch for batch in self.flying if len(batch) > 1]))
+        self.flying.remove(batch)
+        self.batcher.split(batch)
+        front = batch.apart or self.age(batch.owners[0])
+        middle = (len(batch) + 1) // 2
+        for half in (batch.owners[:middle], batch.owners[middle:]):
+            if live := [owner for owner in half if not owner[0].cancelled]:
+                self.apart.append((front, live))
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data())
+    def cancel(self, data):
+        one = data.draw(st.sampled_from(self.calls))
+        self.batcher.cancel(one)
+        self.waiting = [owner for owner in self.waiting if owner[0] is not one]
+        halves = [(front, [owner for owner in half if owner[0] is not one]) for front, half in self.apart]
+        self.apart = [(front, half) for front, half in halves if half]
+
+    @invariant()
+    def counts_agree(self):
+        left = [*self.waiting, *(owner for _, half in self.apart for owner in half)]
+        assert self.batcher.waiting_rows == len(left)
+        assert len(self.batcher) == len({owner[0] for owner in left})
+
+    def teardown(self):
+        for batch in self.flying:
+            self.batcher.put_back(batch)
+        for batch in drain(self.batcher):
+            self.done += batch.owners
+        done = [owner for owner in self.done if not owner[0].cancelled]
+        rows = [(one, index) for one in self.calls if not one.cancelled for index in range(len(one.rows))]
+        assert sorted(done, key=self.age) == rows
+        assert not self.batcher._queues  # nothing is kept of keys that are gone
+
+
+TestBatcherAgainstModel = Machine.TestCase
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 5)), max_size=30), st.integers(1, 4))
+def test_every_row_comes_once_in_order_and_never_too_many(specs, max_rows):
+    batcher = Batcher({0: max_rows, 1: max_rows})
+    for number, (subgraph, rows) in enumerate(specs):
+        batcher.add(call(subgraph, rows, owner=number))
+
+    batches = drain(batcher)
+
+    assert all(len(batch) <= max_rows for batch in batches)
+    for subgraph in (0, 1):
+        came = [owner for batch in batches if batch.subgraph == subgraph for owner in owners(batch)]
+        expected = [(n, row) for n, (number, rows) in enumerate(specs) if number == subgraph for row in range(rows)]
+        assert came == expected
+    heads = [owners(batch)[0] for batch in batches]
+    assert heads == sorted(heads)

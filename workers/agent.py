@@ -1,0 +1,223 @@
+"""One rank: its process has an I/O thread that talks to the broker, and computes on its main thread.
+
+The I/O thread decides what may run (`LockstepGuard`), the compute thread runs it, in order; heartbeats go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.rank_table import parse_rank_table
+from ..engine.settings import Settings
+from ..schemas.errors import GraphFailed, InternalError, RankmqError
+from ..schemas.messages import Column, ErrorInfo, Form, GraphPlan, GroupId, LoadFailed, RankReply, Ready
+from ..schemas.tensors import Tensor, from_array, to_array
+from .agent_link import AgentLink
+from .executor import Executor
+from .lockstep import Step
+
+__all__ = ["RESTART", "Agent", "AgentConfig"]
+
+log = logging.getLogger(__name__)
+
+RESTART = 75
+"""Exit code of an agent that asks to be started anew: its communication cannot be used in another epoch."""
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What an agent needs to know at birth; the rest it hears from the orchestrator.
+
+    Attributes:
+        group: the group that it is part of.
+        rank: the rank that it holds.
+        files: its model files, in the order of the subgraphs.
+        settings: the broker's URL and so on.
+        host: the name of this host, as in the rank table.
+        agent: an id that no other process has.
+    """
+
+    group: GroupId
+    rank: int
+    files: tuple[Path, ...]
+    settings: Settings
+    host: str
+    agent: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A step and what is needed to answer it."""
+
+    epoch: int
+    step: Step
+    plan: GraphPlan
+    arrived: float
+
+
+class Agent:
+    """Holds one rank until it is told to stop.
+
+    Args:
+        config: see `AgentConfig`.
+        executor: runs the graphs.
+        scheduler: where the scheduler of MindSpore's own communication is to run, host:port, if this is rank 0.
+        start_scheduler: called on the compute thread before communication through a scheduler begins; has it started.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        executor: Executor,
+        *,
+        scheduler: str = "",
+        start_scheduler: Callable[[str, int], None] = lambda address, size: None,
+    ) -> None:
+        self._config = config
+        self._executor = executor
+        self._scheduler = scheduler
+        self._start_scheduler = start_scheduler
+        self._work: queue.SimpleQueue[_Job | Form | None] = queue.SimpleQueue()
+        self._failure: RankmqError | None = None
+        self._plans: tuple[GraphPlan, ...] = ()
+
+    def run(self) -> None:
+        """Serves as its rank.
+
+        Raises:
+            OperatorError: a model file cannot be used, the broker cannot be reached, or the orchestrator refused it.
+        """
+        graphs = self._executor.inspect(self._config.files)
+        link = AgentLink(self._config, graphs, self, scheduler=self._scheduler, device=self._executor.device)
+        thread = threading.Thread(target=link.run, name="io", daemon=True)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher, which then stops us in order
+            signal.signal(signal.SIGTERM, lambda *_: link.leave("told to stop"))
+        thread.start()
+        try:
+            self._compute(link)
+        finally:
+            link.close()
+            thread.join(self._config.settings.connect_timeout)
+            self._executor.close()
+        if self._failure is not None:
+            raise self._failure
+
+    # ------------------------------------------------------------------------------------ what the I/O thread says
+
+    def form(self, form: Form) -> None:
+        """Load and warm up for an epoch."""
+        self._plans = form.plans
+        self._work.put(form)
+
+    def step(self, epoch: int, step: Step) -> None:
+        """Run a step."""
+        self._work.put(_Job(epoch, step, self._plans[step.work.subgraph], time.perf_counter()))
+
+    def end(self, failure: RankmqError | None = None) -> None:
+        """Finish what was given before, then end."""
+        self._failure = failure
+        self._work.put(None)
+
+    def restart(self) -> None:
+        """End at once: the compute thread may be in a collective whose other ranks are gone, and never come back."""
+        logging.shutdown()
+        os._exit(RESTART)
+
+    # ------------------------------------------------------------------------------------------ the compute thread
+
+    def _compute(self, link: AgentLink) -> None:
+        while True:
+            # A signal's handler must run at once, and Python runs it only between two waits of the main thread.
+            try:
+                work = self._work.get(timeout=3600.0)
+            except queue.Empty:
+                continue
+            if work is None:
+                return
+            if isinstance(work, Form):
+                self._form(link, work)
+            else:
+                link.reply(self._run(work))
+
+    def _form(self, link: AgentLink, form: Form) -> None:
+        config = self._config
+        log.info("loading for epoch %d, communication %s", form.epoch, form.communication, extra={"epoch": form.epoch})
+        try:
+            if form.communication == "mccl" and config.rank == 0:
+                self._start_scheduler(form.scheduler, _size(form))
+            self._executor.load(config.files, form.plans)
+            self._executor.open_group(form.communication, config.rank, _size(form), form.scheduler)
+            graphs = self._executor.warm_up()
+        except RankmqError as error:
+            self._load_failed(link, form, error)
+            return
+        link.ready(Ready(group=config.group, epoch=form.epoch, rank=config.rank, agent=config.agent, graphs=graphs))
+
+    def _load_failed(self, link: AgentLink, form: Form, error: RankmqError) -> None:
+        config = self._config
+        log.error("cannot load: %s", error.message, extra={"epoch": form.epoch})
+        info = ErrorInfo(code=error.code, message=error.message, side=error.side)
+        link.load_failed(
+            LoadFailed(group=config.group, epoch=form.epoch, rank=config.rank, agent=config.agent, error=info)
+        )
+
+    def _run(self, job: _Job) -> RankReply:
+        began = time.perf_counter()
+        row: int | None = None
+        outputs: tuple[Column, ...] = ()
+        error: ErrorInfo | None = None
+        try:
+            if job.step.work.stacked:
+                results = [self._call(job, [column[0] for column in job.step.inputs])]
+            else:
+                results = []
+                for row in range(job.step.work.rows):
+                    results.append(self._call(job, [column[row] for column in job.step.inputs]))
+                row = None
+            outputs = tuple(
+                Column(index=index, tensors=tuple(from_array(result[index]) for result in results))
+                for index in job.plan.returns
+            )
+        except RankmqError as failed:
+            error = ErrorInfo(code=failed.code, message=failed.message, side=failed.side)
+        except Exception as failed:
+            log.exception("step %d failed", job.step.step, extra={"epoch": job.epoch})
+            found = InternalError(f"{type(failed).__name__}: {failed}")
+            error = ErrorInfo(code=found.code, message=found.message, side=found.side)
+        ended = time.perf_counter()
+        return RankReply(
+            group=self._config.group,
+            epoch=job.epoch,
+            step=job.step.step,
+            rank=self._config.rank,
+            outputs=outputs,
+            error=error,
+            failed_row=row if error is not None else None,
+            waited_us=int((began - job.arrived) * 1e6),
+            ran_us=int((ended - began) * 1e6),
+        )
+
+    def _call(self, job: _Job, tensors: list[Tensor]) -> list[np.ndarray[Any, Any]]:
+        outputs = self._executor.run(job.step.work.subgraph, [to_array(tensor) for tensor in tensors])
+        missing = [index for index in job.plan.returns if index >= len(outputs)]
+        if missing:
+            raise GraphFailed(f"subgraph {job.step.work.subgraph} has {len(outputs)} outputs, not output {missing[0]}")
+        return outputs
+
+
+def _size(form: Form) -> int:
+    """How many ranks the group has, by the rank table that came with the form."""
+    return parse_rank_table(form.rank_table).size

@@ -1,0 +1,304 @@
+"""An agent's I/O thread: its queue on the broker, its registration, heartbeats and replies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import psutil
+
+from ..engine import topology
+from ..engine.confirms import Outcome
+from ..engine.connection import Channel, Connection, Properties
+from ..engine.delivery import Delivery
+from ..schemas import codec
+from ..schemas.errors import ConnectionLost, LockstepError, RankmqError, from_wire
+from ..schemas.messages import (
+    Drain,
+    Form,
+    GraphInfo,
+    Heartbeat,
+    Leave,
+    LoadFailed,
+    Message,
+    RankReply,
+    Ready,
+    Refused,
+    Register,
+    Restart,
+    Task,
+    Welcome,
+)
+from .lockstep import LockstepGuard, Step
+
+if TYPE_CHECKING:
+    from .agent import AgentConfig
+
+__all__ = ["AgentLink", "RankWork"]
+
+log = logging.getLogger(__name__)
+
+_REGISTER_AGAIN_SECONDS = 1.0
+
+
+class RankWork(Protocol):
+    """The compute side of an agent, called from the I/O thread."""
+
+    def form(self, form: Form) -> None:
+        """Load and warm up for an epoch."""
+
+    def step(self, epoch: int, step: Step) -> None:
+        """Run a step."""
+
+    def end(self, failure: RankmqError | None = None) -> None:
+        """Finish what was given before, then end."""
+
+    def restart(self) -> None:
+        """End at once, whatever runs; ask to be started anew."""
+
+
+class AgentLink:
+    """Connects an agent to the broker, again and again until it is closed.
+
+    Args:
+        config: see `AgentConfig`.
+        graphs: what the model files hold.
+        work: the compute side.
+        scheduler: host:port that rank 0 offers for the scheduler of MindSpore's own communication.
+        device: "CPU", "Ascend" or "GPU".
+    """
+
+    def __init__(
+        self, config: AgentConfig, graphs: tuple[GraphInfo, ...], work: RankWork, *, scheduler: str, device: str
+    ) -> None:
+        self._config = config
+        self._graphs = graphs
+        self._work = work
+        self._scheduler = scheduler
+        self._device = device
+        self._process = psutil.Process()
+        self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
+        self._connection: Connection | None = None
+        self._channel: Channel | None = None
+        self._guard: LockstepGuard | None = None
+        self._epoch = 0
+        self._step = -1
+        self._leaving = ""
+        self._registering: asyncio.TimerHandle | None = None
+        self._heartbeat_seconds = config.settings.heartbeat_seconds
+
+    # ------------------------------------------------------------------------------------------------ for any thread
+
+    def run(self) -> None:
+        """The I/O thread."""
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._main())
+        except RankmqError as error:
+            self._work.end(error)
+        except Exception as error:
+            log.exception("a defect on the I/O thread")
+            self._work.end(ConnectionLost(f"the I/O thread ended: {error}"))
+        finally:
+            self._loop.close()
+
+    def close(self) -> None:
+        """Ends the I/O thread once everything said before is sent."""
+        self._on_loop(self._closing.set)
+
+    def leave(self, reason: str) -> None:
+        """Asks the orchestrator for no further steps; the agent ends when what was sent is done."""
+        self._on_loop(lambda: self._leave(reason))
+
+    def ready(self, message: Ready) -> None:
+        """Says that the rank is ready for the epoch."""
+        self._on_loop(lambda: self._say(topology.CONTROL, message))
+
+    def load_failed(self, message: LoadFailed) -> None:
+        """Says that the rank cannot load."""
+        self._on_loop(lambda: self._say(topology.CONTROL, message))
+
+    def reply(self, message: RankReply) -> None:
+        """Sends what a step gave."""
+        body = codec.encode(message)
+
+        def send() -> None:
+            if message.epoch == self._epoch:
+                self._step = message.step
+            self._send(topology.RESULTS, body)
+
+        self._on_loop(send)
+
+    def _on_loop(self, work: Callable[[], object]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(work)
+
+    # ---------------------------------------------------------------------------------------------------- connection
+
+    async def _main(self) -> None:
+        config, settings = self._config, self._config.settings
+        patience = settings.connect_timeout
+        closing: asyncio.Future[Any] = asyncio.ensure_future(self._closing.wait())
+        beating = asyncio.ensure_future(self._beat())
+        try:
+            while not self._closing.is_set():
+                connection = await Connection.open(
+                    settings.address(),
+                    name=f"rankmq agent {config.group} rank {config.rank}",
+                    patience=patience,
+                    stopped=self._closing.is_set,
+                )
+                patience = settings.reconnect_timeout
+                try:
+                    await self._open(connection)
+                    ends: list[asyncio.Future[Any]] = [closing, connection.closed]
+                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                    if connection.closed.done():
+                        log.warning("the connection to the broker ended: %s", connection.closed.result())
+                        if self._leaving:
+                            self._work.end()
+                            return
+                finally:
+                    self._channel = None
+                    self._guard = None
+                    self._cancel_registering()
+                    await connection.close()
+        finally:
+            beating.cancel()
+            closing.cancel()
+
+    async def _open(self, connection: Connection) -> None:
+        config = self._config
+        channel = await connection.channel()
+        count = len(self._graphs)
+        await channel.declare(topology.group_exchanges(config.group, count))
+        await channel.declare(topology.rank_bindings(config.group, config.rank, config.agent, count))
+        queue = topology.rank_queue(config.group, config.rank, config.agent)
+        await channel.consume(queue, self._on_message, no_ack=True, exclusive=True)
+        self._connection, self._channel = connection, channel
+        self._register()
+
+    def _register(self) -> None:
+        """Asks to hold the rank; while there is no orchestrator, again and again."""
+        self._cancel_registering()
+        config = self._config
+        message = Register(
+            group=config.group,
+            rank=config.rank,
+            agent=config.agent,
+            host=config.host,
+            pid=os.getpid(),
+            queue=topology.rank_queue(config.group, config.rank, config.agent),
+            graphs=self._graphs,
+            scheduler=self._scheduler,
+            device=self._device,
+            last_epoch=self._epoch,
+        )
+
+        def then(outcome: Outcome) -> None:
+            if outcome is Outcome.RETURNED and not self._closing.is_set():
+                self._registering = self._loop.call_later(_REGISTER_AGAIN_SECONDS, self._register)
+
+        self._say(topology.CONTROL, message, then)
+
+    def _cancel_registering(self) -> None:
+        if self._registering is not None:
+            self._registering.cancel()
+            self._registering = None
+
+    # ------------------------------------------------------------------------------------------------- what is heard
+
+    def _on_message(self, delivery: Delivery) -> None:
+        try:
+            message = codec.decode_to_agent(delivery.body)
+        except RankmqError as error:
+            log.warning("refused a message: %s", error.message)
+            return
+        if isinstance(message, Task):
+            self._on_task(message)
+        elif message.group != self._config.group:
+            log.warning("refused a %s of group %s", type(message).__name__, message.group)
+        else:
+            self._on_control(message)
+
+    def _on_task(self, task: Task) -> None:
+        guard = self._guard
+        if guard is None or guard.is_stale(task):
+            log.debug("dropped step %d of epoch %d", task.step, task.epoch, extra={"epoch": task.epoch})
+            return
+        try:
+            step = guard.accept(task)
+        except LockstepError as error:
+            log.error("%s", error.message, extra={"epoch": task.epoch})
+            self._guard = None
+            self._register()  # which ends the epoch: this rank cannot follow it any more
+            return
+        if step is not None:
+            self._work.step(guard.epoch, step)
+
+    def _on_control(self, message: Welcome | Refused | Form | Drain | Restart) -> None:
+        config = self._config
+        match message:
+            case Welcome():
+                self._guard = None
+                self._register()
+            case Refused() if message.agent in (config.agent, "*"):
+                self._work.end(from_wire(message.error.code, message.error.message))
+            case Form() if message.agent == config.agent:
+                self._epoch, self._step = message.epoch, -1
+                self._heartbeat_seconds = message.heartbeat_seconds
+                self._guard = LockstepGuard(config.group, config.rank, message.epoch)
+                self._work.form(message)
+            case Drain() if self._leaving:
+                self._work.end()
+            case Restart():
+                log.warning("starting anew: %s", message.reason)
+                self._work.restart()
+
+    # --------------------------------------------------------------------------------------------------- what is said
+
+    def _leave(self, reason: str) -> None:
+        if self._leaving:
+            return
+        self._leaving = reason
+        config = self._config
+        message = Leave(group=config.group, rank=config.rank, agent=config.agent, reason=reason)
+
+        def then(outcome: Outcome) -> None:
+            if outcome is not Outcome.CONFIRMED:
+                self._work.end()  # nobody is there who could still send steps
+
+        self._loop.call_later(config.settings.drain_timeout, self._work.end)
+        if not self._say(topology.CONTROL, message, then):
+            self._work.end()
+
+    async def _beat(self) -> None:
+        config = self._config
+        while True:
+            await asyncio.sleep(self._heartbeat_seconds)
+            message = Heartbeat(
+                group=config.group,
+                epoch=self._epoch,
+                rank=config.rank,
+                agent=config.agent,
+                step=self._step,
+                rss=self._process.memory_info().rss,
+            )
+            self._say(topology.CONTROL, message)
+
+    def _say(self, exchange: str, message: Message, then: Callable[[Outcome], None] | None = None) -> bool:
+        return self._send(exchange, codec.encode(message), then)
+
+    def _send(self, exchange: str, body: bytes, then: Callable[[Outcome], None] | None = None) -> bool:
+        channel = self._channel
+        if channel is None:
+            return False
+        try:
+            channel.publish(exchange, str(self._config.group), body, Properties(content_type=codec.MSGPACK), then=then)
+        except ConnectionLost:
+            return False
+        return True

@@ -1,0 +1,117 @@
+"""The life of an agent's process, from the fork to its exit code."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Collection, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+from ..engine import logs
+from ..schemas.errors import ModelError, OperatorError, RankmqError
+from .agent import Agent, AgentConfig
+from .executor import Executor
+from .numpy_executor import NumpyExecutor
+
+__all__ = ["executor_kind", "preload", "run_agent", "run_scheduler"]
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["mindspore", "numpy"]
+
+_BACKEND = "rankmq.workers.mindspore_executor"
+_PR_SET_PDEATHSIG = 1
+
+
+def executor_kind(files: Sequence[Path]) -> Kind:
+    """Which executor runs these model files, by their suffix.
+
+    Raises:
+        ModelError: no model files, of both kinds, or of neither.
+    """
+    suffixes = {path.suffix for path in files}
+    if suffixes == {".mindir"}:
+        return "mindspore"
+    if suffixes == {".npz"}:
+        return "numpy"
+    found = ", ".join(sorted(suffixes)) or "none"
+    raise ModelError(f"model files must all be .mindir (MindSpore) or all .npz (numpy); found: {found}")
+
+
+def preload(kinds: Collection[Kind]) -> list[str]:
+    """The modules that the fork server imports once, for all ranks."""
+    return [__name__, *([_BACKEND] if "mindspore" in kinds else [])]
+
+
+def _executor(kind: Kind) -> Executor:
+    if kind == "numpy":
+        return NumpyExecutor()
+    try:
+        backend = importlib.import_module(_BACKEND)
+    except ImportError as error:
+        raise ModelError(f"MindSpore cannot be imported ({error}): pip install 'rankmq[agent]'") from None
+    executor: Executor = backend.MindSporeExecutor()
+    return executor
+
+
+def run_agent(config: AgentConfig, launcher: Connection) -> None:
+    """The process of one rank.
+
+    Args:
+        config: see `AgentConfig`.
+        launcher: for what only the launcher can do, and for why we end.
+    """
+    _end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = config.settings
+    logs.configure("agent", rank=config.rank, form=settings.log_format, level=settings.log_level)
+    try:
+        kind = executor_kind(config.files)
+        executor = _executor(kind)
+        scheduler = _offer_scheduler(config) if kind == "mindspore" and config.rank == 0 else ""
+        Agent(
+            config,
+            executor,
+            scheduler=scheduler,
+            start_scheduler=lambda address, size: launcher.send(("scheduler", address, size)),
+        ).run()
+    except RankmqError as error:
+        log.error("%s", error.message)
+        launcher.send(("failed", error.code, error.message))
+        sys.exit(error.exit_code if isinstance(error, OperatorError) else 1)
+    except Exception:
+        log.exception("a defect: the agent ends")
+        sys.exit(1)
+
+
+def _offer_scheduler(config: AgentConfig) -> str:
+    backend = importlib.import_module(_BACKEND)
+    port: int = backend.free_port()
+    return f"{config.host}:{port}"
+
+
+def run_scheduler(address: str, size: int) -> None:
+    """The process of the scheduler of MindSpore's own communication.
+
+    Args:
+        address: host:port to listen on.
+        size: how many ranks it waits for.
+    """
+    _end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    host, _, port = address.rpartition(":")
+    importlib.import_module(_BACKEND).run_scheduler(host, int(port), size)
+
+
+def _end_with_parent() -> None:
+    """Has the kernel end this process when the fork server ends, which ends with the launcher, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() == 1:
+            sys.exit(1)

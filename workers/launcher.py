@@ -1,0 +1,228 @@
+"""Starts the agents of this host, one process per rank, watches them, and starts again those that die.
+
+The processes are forked from a server that has imported what they need, once: eight ranks are up in one import's time.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from ..engine.settings import Settings
+from ..schemas.errors import GroupError, OperatorError, from_wire
+from ..schemas.messages import GroupId, RankExited
+from .agent import RESTART, AgentConfig
+from .agent_process import executor_kind, preload, run_agent, run_scheduler
+from .reporter import Reporter
+
+__all__ = ["Launcher"]
+
+log = logging.getLogger(__name__)
+
+_RESTART_WINDOW_SECONDS = 600.0
+_LONGEST_PAUSE_SECONDS = 30.0
+_GRACE_SECONDS = 10.0
+
+_Pipe = multiprocessing.connection.Connection
+
+
+@dataclass(slots=True)
+class _Rank:
+    config: AgentConfig
+    process: ForkServerProcess | None = None
+    pipe: _Pipe | None = None
+    deaths: deque[float] = field(default_factory=deque)
+    due: float = 0.0
+    failure: OperatorError | None = None
+
+
+class Launcher:
+    """The agents of this host, of one or more groups.
+
+    Args:
+        files: by group and rank of this host, the rank's model files in the order of the subgraphs.
+        settings: see `Settings`; the broker's URL must be set.
+        host: this host's name in the rank table.
+    """
+
+    def __init__(
+        self, files: Mapping[GroupId, Mapping[int, Sequence[Path]]], settings: Settings, *, host: str | None = None
+    ) -> None:
+        self._settings = settings
+        self._host = host or socket.gethostname()
+        self._ranks = [
+            _Rank(AgentConfig(group, rank, tuple(paths), settings, self._host))
+            for group, ranks in files.items()
+            for rank, paths in sorted(ranks.items())
+        ]
+        self._context = multiprocessing.get_context("forkserver")
+        self._schedulers: dict[GroupId, ForkServerProcess] = {}
+        self._reporter = Reporter(settings)
+        self._stop_read, self._stop_write = os.pipe()
+        self._stopping = False
+
+    def run(self) -> None:
+        """Runs the agents until told to stop, by `stop`, SIGTERM or SIGINT; then lets them finish what they were sent.
+
+        Raises:
+            OperatorError: an agent cannot start (a model file, the broker), or died more than `max_restarts` times.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: self.stop())
+        self._context.set_forkserver_preload(preload({executor_kind(it.config.files) for it in self._ranks}))
+        try:
+            for rank in self._ranks:
+                self._start(rank)
+            while not self._stopping:
+                self._wait()
+                self._raise_failure()
+        finally:
+            self._end()
+
+    def stop(self) -> None:
+        """Asks `run` to end; may be called from any thread and from a signal handler."""
+        self._stopping = True
+        os.write(self._stop_write, b"x")
+
+    # ------------------------------------------------------------------------------------------------------ watching
+
+    def _start(self, rank: _Rank) -> None:
+        old = rank.config
+        rank.config = config = AgentConfig(old.group, old.rank, old.files, self._settings, self._host)  # with a new id
+        rank.due = 0.0
+        rank.pipe, theirs = self._context.Pipe()
+        rank.process = self._context.Process(
+            target=run_agent, args=(config, theirs), name=f"rankmq-agent-{config.rank}"
+        )
+        rank.process.start()
+        theirs.close()
+        log.info("rank %d of %s started: pid %d", config.rank, config.group, rank.process.pid)
+
+    def _wait(self) -> None:
+        """Waits for the next event: a word from an agent, the end of one, the time to start one again, or a stop."""
+        waits: dict[Any, _Rank | None] = {self._stop_read: None}
+        for rank in self._ranks:
+            if rank.process is not None:
+                waits[rank.process.sentinel] = rank
+            if rank.pipe is not None:
+                waits[rank.pipe] = rank
+        due = [rank.due for rank in self._ranks if rank.process is None]
+        timeout = max(0.0, min(due) - time.monotonic()) if due else None
+        for ready in multiprocessing.connection.wait(list(waits), timeout):
+            awaited = waits[ready]
+            if awaited is not None and ready is awaited.pipe:
+                self._listen(awaited)
+            elif awaited is not None:
+                self._ended(awaited)
+        for rank in self._ranks:
+            if rank.process is None and rank.due <= time.monotonic() and not self._stopping:
+                self._start(rank)
+
+    def _listen(self, rank: _Rank) -> None:
+        if rank.pipe is None:
+            return
+        try:
+            message = rank.pipe.recv()
+        except (EOFError, OSError):
+            rank.pipe.close()
+            rank.pipe = None
+            return
+        match message:
+            case ("scheduler", str(address), int(size)):
+                self._start_scheduler(rank.config.group, address, size)
+            case ("failed", str(code), str(text)):
+                error = from_wire(code, text)
+                rank.failure = error if isinstance(error, OperatorError) else GroupError(text)
+
+    def _start_scheduler(self, group: GroupId, address: str, size: int) -> None:
+        self._end_scheduler(group)
+        process = self._context.Process(target=run_scheduler, args=(address, size), name="rankmq-scheduler")
+        process.start()
+        self._schedulers[group] = process
+
+    def _end_scheduler(self, group: GroupId) -> None:
+        process = self._schedulers.pop(group, None)
+        if process is not None:
+            process.kill()  # it holds nothing that could be lost
+            process.join(_GRACE_SECONDS)
+
+    def _ended(self, rank: _Rank) -> None:
+        process = rank.process
+        if process is None:
+            return
+        while rank.pipe is not None and rank.pipe.poll():
+            self._listen(rank)
+        process.join(_GRACE_SECONDS)
+        code, pid = process.exitcode, process.pid or 0
+        rank.process = None
+        if self._stopping:
+            return
+        reason = _reason(code)
+        log.warning("rank %d of %s ended: %s", rank.config.rank, rank.config.group, reason)
+        self._reporter.report(RankExited(group=rank.config.group, rank=rank.config.rank, pid=pid, reason=reason))
+        if code == RESTART:
+            rank.due = time.monotonic()
+            return
+        self._schedule(rank, reason)
+
+    def _schedule(self, rank: _Rank, reason: str) -> None:
+        """When to start a rank again that died: after pauses that double, and not for ever."""
+        now = time.monotonic()
+        rank.deaths.append(now)
+        while rank.deaths and now - rank.deaths[0] > _RESTART_WINDOW_SECONDS:
+            rank.deaths.popleft()
+        if rank.failure is None and len(rank.deaths) > self._settings.max_restarts:
+            rank.failure = GroupError(
+                f"rank {rank.config.rank} of {rank.config.group} ended {len(rank.deaths)} times within ten minutes "
+                f"(last: {reason}); see the log"
+            )
+        rank.due = now + min(_LONGEST_PAUSE_SECONDS, 0.1 * 2 ** (len(rank.deaths) - 1))
+
+    def _raise_failure(self) -> None:
+        for rank in self._ranks:
+            if rank.failure is not None and rank.process is None:
+                raise rank.failure
+
+    # -------------------------------------------------------------------------------------------------------- ending
+
+    def _end(self) -> None:
+        self._stopping = True
+        running = [rank.process for rank in self._ranks if rank.process is not None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + self._settings.drain_timeout + _GRACE_SECONDS
+        for process in running:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                log.error("pid %s did not end and is killed", process.pid)
+                process.kill()
+                process.join(_GRACE_SECONDS)
+        for group in list(self._schedulers):
+            self._end_scheduler(group)
+        self._reporter.close()
+        for rank in self._ranks:
+            if rank.pipe is not None:
+                rank.pipe.close()
+
+
+def _reason(code: int | None) -> str:
+    if code is None:
+        return "unknown"
+    if code == RESTART:
+        return "asked to be started anew"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
