@@ -1,8 +1,10 @@
-"""The words of a servable configuration for a model that several ranks hold."""
+"""The words of a servable configuration for a model that several ranks hold, and of the script that serves it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from .declaration import current_declaration
 from .layouts import InputLayout, OutputLayout, all_equal, concat, from_rank, replicate, shard
@@ -16,9 +18,12 @@ __all__ = [
     "from_rank",
     "replicate",
     "shard",
+    "start_servable",
     "subgraph",
     "sum",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def declare_servable(
@@ -92,3 +97,81 @@ def subgraph(
         ServableError: a layout that cannot be.
     """
     return current_declaration("distributed.subgraph").subgraph(file, inputs, outputs)
+
+
+def start_servable(
+    servable_directory: str | Path,
+    servable_name: str,
+    rank_table_json_file: str | Path | None = None,
+    version_number: int = 1,
+    wait_agents_time_in_seconds: float = 0,
+    distributed_address: str | None = None,
+    *,
+    broker_url: str | None = None,
+    group: str = "g0",
+) -> None:
+    """Serve a servable: the script that calls this is its orchestrator.
+
+    It returns when the script is told to stop (Ctrl-C or SIGTERM) and what runs is finished. MindSpore Serving's
+    function of this name returns when the agents are there, and a gRPC server is started after it: here requests come
+    over the broker, and there is no such server to start. Every other setting is read as by `load_settings`.
+
+    Args:
+        servable_directory: the folder that holds the servable's folder.
+        servable_name: the servable's name: that of its folder.
+        rank_table_json_file: which rank is on which host; None: all on this one.
+        version_number: the version to serve; 0 is the newest.
+        wait_agents_time_in_seconds: give up when ranks are missing so long; 0 waits for ever.
+        distributed_address: the broker's URL, if it is one; an address as in older scripts has no effect.
+        broker_url: amqp[s]://user:password@host:port/vhost; None: RANKMQ_BROKER_URL.
+        group: the name of its group, where the servable has several replicas.
+
+    Raises:
+        ServableError: the configuration is wrong; with file and line.
+        ConfigurationError: no broker's URL, or a rank table or setting that cannot be used.
+        BrokerUnavailable: nobody answers at the broker's address.
+        BrokerRefused: the broker refuses the user or a permission.
+        GroupError: ranks are missing past the time allowed, or cannot form a group.
+        AlreadyRunning: another orchestrator serves this group.
+    """
+    # Configuration files import this module for its other words and must not pay for these.
+    from ..schemas.errors import ConfigurationError
+    from . import logs
+    from .catalog import Catalog
+    from .loader import load_servable
+    from .orchestrator import Orchestrator
+    from .rank_table import read_rank_table
+    from .settings import load_settings
+
+    settings = load_settings(
+        broker_url=broker_url or broker_url_in(distributed_address),
+        wait_agents_time_in_seconds=wait_agents_time_in_seconds or None,
+    )
+    if not logging.getLogger().handlers:
+        logs.configure("orchestrator", form=settings.log_format, level=settings.log_level)
+    say_if_ignored(distributed_address)
+    servable = load_servable(Path(servable_directory), servable_name, version_number, require_models=False)
+    tables = {}
+    if rank_table_json_file is not None:
+        table = read_rank_table(Path(rank_table_json_file))
+        if table.size != servable.rank_size:
+            raise ConfigurationError(
+                f"the table has {table.size} ranks, and servable {servable_name} has {servable.rank_size}",
+                file=str(rank_table_json_file),
+            )
+        tables[servable.name, servable.version] = table
+    Orchestrator(Catalog([servable]), settings, rank_tables=tables, group=group).run()
+
+
+def broker_url_in(distributed_address: str | None) -> str | None:
+    """The broker's URL that stands where older scripts have the address of the distributed worker, if one does."""
+    address = distributed_address or ""
+    return address if address.startswith(("amqp://", "amqps://")) else None
+
+
+def say_if_ignored(distributed_address: str | None) -> None:
+    """Log that an address has no effect, if it has none."""
+    if distributed_address and broker_url_in(distributed_address) is None:
+        log.info(
+            "distributed_address %s has no effect: orchestrator and agents meet on the broker", distributed_address
+        )

@@ -139,9 +139,7 @@ class GroupLink(GroupPorts):
                 driver.handle(lambda group, now: group.heartbeat(message, now))
             case Register():
                 log.info(
-                    "rank %d of %s registers: pid %d on %s",
-                    *(message.rank, self.group, message.pid, message.host),
-                    extra={"rank": message.rank},
+                    "rank %d of %s registers: pid %d on %s", *(message.rank, self.group, message.pid, message.host)
                 )
                 driver.handle(lambda group, now: group.registered(message, now))
             case Ready():

@@ -15,7 +15,7 @@ ModelFiles: TypeAlias = tuple[tuple[Path, ...], ...]
 """Per rank, per subgraph."""
 
 _RANK_FOLDERS = ("device{rank}", "rank_{rank}")
-_SUFFIX = ".mindir"
+_SUFFIXES = (".mindir", ".npz")
 
 
 def natural_key(name: str) -> tuple[tuple[int | str, ...], str]:
@@ -39,8 +39,9 @@ def find_model_files(
 ) -> ModelFiles:
     """Find the model files of every rank.
 
-    Without patterns they are the *.mindir files, in natural order, of the folders `device<r>` or `rank_<r>` in
-    `<name>/<version>`; where there is no such version folder, in `<name>/model` or `<directory>/model`. A servable
+    Without patterns they are the *.mindir files (or *.npz, for the numpy executor), in natural order, of the folders
+    `device<r>` or `rank_<r>` in `<name>/<version>`; where there is no such version folder, in `<name>/model` or
+    `<directory>/model`. A servable
     of one rank may have them in these folders themselves.
 
     Args:
@@ -114,7 +115,7 @@ def _by_convention(roots: Sequence[Path], rank_size: int) -> ModelFiles:
         if rank_size == 1 and _graphs(root):
             return (_graphs(root),)
     looked = " or ".join(str(root) for root in roots)
-    raise ModelError(f"no model files: rank 0 has no folder device0 or rank_0 with {_SUFFIX} files in {looked}")
+    raise ModelError(f"no model files: rank 0 has no folder device0 or rank_0 with .mindir files in {looked}")
 
 
 def _of_folders(folders: Sequence[Path]) -> ModelFiles:
@@ -122,7 +123,7 @@ def _of_folders(folders: Sequence[Path]) -> ModelFiles:
     fullest = max(files, key=len)
     for rank, (folder, of_rank) in enumerate(zip(folders, files, strict=True)):
         if not of_rank:
-            missing = f"no {_SUFFIX} files in {folder}" if folder.is_dir() else f"no folder {folder}"
+            missing = f"no .mindir files in {folder}" if folder.is_dir() else f"no folder {folder}"
             raise ModelError(f"rank {rank} has no model files: there is {missing}")
         if len(of_rank) < len(fullest):
             other = files.index(fullest)
@@ -137,5 +138,5 @@ def _of_folders(folders: Sequence[Path]) -> ModelFiles:
 def _graphs(folder: Path) -> tuple[Path, ...]:
     if not folder.is_dir():
         return ()
-    files = [path for path in folder.iterdir() if path.suffix.lower() == _SUFFIX and path.is_file()]
+    files = [path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file()]
     return tuple(sorted(files, key=lambda path: natural_key(path.name)))

@@ -39,7 +39,7 @@ def connecting(seconds: float, stopped: Callable[[], bool] = lambda: False) -> A
     timed = stop_after_delay(seconds)
     return AsyncRetrying(
         retry=retry_if_exception_type(BrokerUnavailable),
-        wait=wait_random_exponential(multiplier=0.1, max=5.0),
+        wait=wait_random_exponential(multiplier=0.2, min=0.1, max=5.0),
         stop=lambda state: stopped() or timed(state),
         before_sleep=_say,
         sleep=asyncio.sleep,

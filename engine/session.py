@@ -121,7 +121,7 @@ class Session:
         rules = GroupRules(
             size=servable.rank_size,
             communication=servable.communication,
-            rank_table=self._rank_tables[servable.name, servable.version].to_json(),
+            rank_table=self._rank_tables[servable.name, servable.version].as_dict(),
             wait_seconds=settings.wait_agents_time_in_seconds,
             load_seconds=settings.load_timeout,
             heartbeat_seconds=settings.heartbeat_seconds,
@@ -180,7 +180,10 @@ class Session:
 
     def _on_request(self, delivery: Delivery) -> None:
         with self.guarded():
-            self.service.receive(delivery)
+            if self._stopping:
+                self._edge.hand_back(delivery.tag)  # it was on its way when the consumer was cancelled
+            else:
+                self.service.receive(delivery)
 
     def reply(self, delivery: Delivery, body: bytes, content_type: str, then: Callable[[Outcome], None]) -> None:
         """Publishes the reply to a request, to the queue that it named."""

@@ -25,7 +25,7 @@
     ├── LockstepError             side "engine": a rank refuses a step (gap, repeat, foreign epoch)
     └── OperatorError             side "operator": set-up or start failed; has an exit code
         ├── ConfigurationError    with file and line
-        ├── ServableError         the servable configuration is wrong; with file and line
+        │   └── ServableError     the servable configuration is wrong
         ├── BrokerUnavailable     nobody answers at the broker's address
         ├── BrokerRefused         wrong user, password, virtual host, certificate or permission
         ├── ModelError            a model file is missing, unreadable, or not like the other ranks'
@@ -37,6 +37,7 @@ An error crosses the wire as `ErrorInfo` (code, message, side), and `from_wire` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 __all__ = [
@@ -222,9 +223,9 @@ class InstancesFailed(ProducerError):
 
     code = "instances_failed"
 
-    def __init__(self, message: str, results: list[dict[str, Any] | RankmqError]) -> None:
+    def __init__(self, message: str, results: Sequence[dict[str, Any] | RankmqError] = ()) -> None:
         super().__init__(message)
-        self.results = results
+        self.results = list(results)
 
 
 class LockstepError(RankmqError):

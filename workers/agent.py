@@ -156,10 +156,18 @@ class Agent:
         config = self._config
         log.info("loading for epoch %d, communication %s", form.epoch, form.communication, extra={"epoch": form.epoch})
         try:
+            size = parse_rank_table(form.rank_table).size
             if form.communication == "mccl" and config.rank == 0:
-                self._start_scheduler(form.scheduler, _size(form))
+                self._start_scheduler(form.scheduler, size)
             self._executor.load(config.files, form.plans)
-            self._executor.open_group(form.communication, config.rank, _size(form), form.scheduler)
+            self._executor.open_group(
+                form.communication,
+                config.rank,
+                size,
+                form.scheduler,
+                form.rank_table,
+                config.settings.load_timeout / 2,
+            )
             graphs = self._executor.warm_up()
         except RankmqError as error:
             self._load_failed(link, form, error)
@@ -216,8 +224,3 @@ class Agent:
         if missing:
             raise GraphFailed(f"subgraph {job.step.work.subgraph} has {len(outputs)} outputs, not output {missing[0]}")
         return outputs
-
-
-def _size(form: Form) -> int:
-    """How many ranks the group has, by the rank table that came with the form."""
-    return parse_rank_table(form.rank_table).size

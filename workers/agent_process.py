@@ -75,12 +75,12 @@ def run_agent(config: AgentConfig, launcher: Connection) -> None:
         kind = executor_kind(config.files)
         executor = _executor(kind)
         scheduler = _offer_scheduler(config) if kind == "mindspore" and config.rank == 0 else ""
-        Agent(
-            config,
-            executor,
-            scheduler=scheduler,
-            start_scheduler=lambda address, size: launcher.send(("scheduler", address, size)),
-        ).run()
+
+        def start_scheduler(address: str, size: int) -> None:
+            if importlib.import_module(_BACKEND).scheduler_needed():
+                launcher.send(("scheduler", address, size))
+
+        Agent(config, executor, scheduler=scheduler, start_scheduler=start_scheduler).run()
     except RankmqError as error:
         log.error("%s", error.message)
         launcher.send(("failed", error.code, error.message))

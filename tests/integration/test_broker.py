@@ -3,7 +3,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import signal
-import socket
 import ssl
 import stat
 import subprocess
@@ -312,12 +311,3 @@ def test_state_folder_that_cannot_be_made(tmp_path):
 
     with pytest.raises(ConfigurationError, match="cannot be the private broker's state folder"):
         PrivateBroker(tmp_path / "file" / "state").start()
-
-
-def test_last_port_that_is_taken_meanwhile_is_replaced(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        taken = other.getsockname()[1]
-        (tmp_path / "broker.json").write_text(f'{{"user": "u", "password": "p", "ports": {{"amqp": {taken}}}}}')
-        with PrivateBroker(tmp_path) as node:
-            assert pika.URLParameters(node.url).port != taken
-            pika.BlockingConnection(pika.URLParameters(node.url)).close()

@@ -1,0 +1,349 @@
+"""The graphs of a rank in MindSpore: the one module that imports it.
+
+Importing this module imports MindSpore and does nothing else: no device is touched and no thread or context made, so
+that a process may import it once and fork the ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+# MindSpore's C++ code reads this when it is imported, and writes to the terminal what it also says in its exceptions.
+os.environ.setdefault("GLOG_v", "4")
+
+import mindspore as ms
+import msgspec
+import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from mindspore import communication
+from mindspore.train import mind_ir_pb2
+
+from ..engine.rank_table import parse_rank_table
+from ..schemas.errors import GraphFailed, GroupError, ModelError
+from ..schemas.messages import GraphInfo, GraphPlan, TensorSpec
+from ..schemas.tensors import BFLOAT16, dtype_name, numpy_dtype
+from .executor import check_inputs, own, plan_for, read_model_file, with_batch
+from .mindir import GraphFacts, read_graph
+from .rendezvous import await_server, check_free, free_port, gather_ranks, split_address, woken
+
+__all__ = ["MindSporeExecutor", "free_port", "run_scheduler", "scheduler_needed"]
+
+log = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+
+_WORLD_GROUPS = {"mccl": "mccl_world_group", "hccl": "hccl_world_group"}
+_MINDSPORE_ERRORS = (RuntimeError, TypeError, ValueError)
+_WARM_ROWS = 3  # the batch of a first call: a number that a graph hardly has among its own sizes
+_COLLECTIVE_SECONDS = 120
+
+
+class MindSporeExecutor:
+    """Runs MINDIR graphs; see `Executor`.
+
+    Args:
+        threads: how many threads an operator may use; None leaves it to MindSpore, which takes every core. With
+            several ranks on a host, its cores divided by the ranks keep them out of each other's way.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads
+        self._files: tuple[Path, ...] = ()
+        self._plans: tuple[GraphPlan, ...] = ()
+        self._infos: tuple[GraphInfo, ...] = ()
+        self._groups: frozenset[str] = frozenset()
+        self._cells: list[Callable[..., Any]] = []
+        self._joined = ""
+        self._store: Any = None
+
+    @property
+    def device(self) -> str:
+        """See `Executor.device`."""
+        return str(ms.get_context("device_target"))
+
+    def inspect(self, files: Sequence[Path]) -> tuple[GraphInfo, ...]:
+        """See `Executor.inspect`."""
+        return tuple(_read(file)[0] for file in files)
+
+    def load(self, files: Sequence[Path], plans: Sequence[GraphPlan]) -> None:
+        """See `Executor.load`. The graphs themselves wait for `warm_up`: Ascend's group must be there before them."""
+        if (self._files, self._plans) == (tuple(files), tuple(plans)):
+            return
+        read = [_read(file) for file in files]
+        self._infos = tuple(with_batch(info, plan_for(plans, number)) for number, (info, _) in enumerate(read))
+        self._groups = frozenset(group for _, facts in read for group in facts.groups)
+        self._files, self._plans, self._cells = tuple(files), tuple(plans), []
+
+    def open_group(
+        self,
+        communication: str,
+        rank: int,
+        size: int,
+        address: str = "",
+        rank_table: Mapping[str, Any] | None = None,
+        timeout: float = 90.0,
+    ) -> None:
+        """See `Executor.open_group`. A process can be part of one group in its life."""
+        if communication not in ("none", *_WORLD_GROUPS):
+            raise GroupError(f"communication is 'none', 'mccl' or 'hccl', not {communication!r}")
+        foreign = self._groups - {_WORLD_GROUPS.get(communication, "")}
+        if foreign:  # MindSpore would end the process with a segmentation fault
+            known = _WORLD_GROUPS.get(communication)
+            advice = f"export it with group={known!r}" if known else "declare communication='auto'"
+            raise ModelError(
+                f"a graph talks to the group {', '.join(sorted(foreign))}, which there is not with "
+                f"communication={communication!r}: {advice}"
+            )
+        if communication == "none":
+            return
+        if self._joined:
+            raise GroupError("this process joined a group before, and MindSpore can do so only once: start it anew")
+        self._joined = communication
+        began = time.monotonic()
+        if communication == "hccl":
+            _join_hccl(rank, size, rank_table)
+        elif scheduler_needed():
+            _join_scheduler(rank, size, address, timeout)
+        else:
+            self._store = _join_store(rank, size, address, timeout)
+        log.info("rank %d of %d joined through %s in %.2f s", rank, size, communication, time.monotonic() - began)
+
+    def warm_up(self) -> tuple[GraphInfo, ...]:
+        """See `Executor.warm_up`."""
+        if not self._cells:
+            ms.set_context(mode=ms.GRAPH_MODE)
+            if self._threads is not None and self.device == "CPU":
+                ms.device_context.cpu.op_tuning.threads_num(self._threads)
+            self._cells = [_cell(file, info) for file, info in zip(self._files, self._infos, strict=True)]
+        self._infos = tuple(self._warmed(number) for number in range(len(self._cells)))
+        return self._infos
+
+    def _warmed(self, subgraph: int) -> GraphInfo:
+        info, plan = self._infos[subgraph], plan_for(self._plans, subgraph)
+        with _model_errors(self._files[subgraph]):
+            outputs = self._call(subgraph, [_zeros(spec) for spec in info.inputs])
+        return msgspec.structs.replace(info, outputs=tuple(_outputs(info, plan, outputs)))
+
+    def run(self, subgraph: int, inputs: Sequence[Array]) -> list[Array]:
+        """See `Executor.run`."""
+        info = self._infos[subgraph]
+        check_inputs(info, inputs)
+        try:
+            return self._call(subgraph, inputs)
+        except _MINDSPORE_ERRORS as error:
+            raise GraphFailed(f"{info.file}: {_first_line(error)}") from error
+
+    def _call(self, subgraph: int, inputs: Sequence[Array]) -> list[Array]:
+        # A tensor aliases its array, which must be aligned and in C order: a view of a message need not be either.
+        arrays = [np.require(it, None, ("C_CONTIGUOUS", "ALIGNED")) for it in inputs]
+        outputs = self._cells[subgraph](*(_to_tensor(array) for array in arrays))
+        return [own(_to_array(output), arrays) for output in _flat(outputs)]
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        self._cells = []
+        self._store = None
+
+
+# ------------------------------------------------------------------------------------------------------- model files
+
+
+def _read(file: Path) -> tuple[GraphInfo, GraphFacts]:
+    content, digest = read_model_file(file)
+    model = mind_ir_pb2.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError:
+        raise ModelError(f"the model file {file} is not a MINDIR file, or is cut off") from None
+    facts = read_graph(model, str(file))
+    if facts.data_files:  # a large model keeps its weights in files beside it
+        parts = [digest, *(read_model_file(file.parent / name)[1] for name in facts.data_files)]
+        digest = hashlib.sha256("".join(parts).encode()).hexdigest()
+    info = GraphInfo(
+        file=file.name, digest=digest, inputs=facts.inputs, outputs=facts.outputs, collectives=bool(facts.groups)
+    )
+    return info, facts
+
+
+def _cell(file: Path, info: GraphInfo) -> Callable[..., Any]:
+    with _model_errors(file):
+        cell = ms.nn.GraphCell(ms.load(str(file)))
+        if any(-1 in spec.shape for spec in info.inputs):  # then one compile serves every size
+            cell.set_inputs(*(_placeholder(spec) for spec in info.inputs))
+    call: Callable[..., Any] = cell
+    return call
+
+
+@contextmanager
+def _model_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except _MINDSPORE_ERRORS as error:
+        raise ModelError(f"the model file {file} does not run: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """What MindSpore says, without its rulers, headings and call stacks."""
+    for line in str(error).splitlines():
+        text = line.strip().rpartition(" exception:")[2]
+        if text and not text.startswith("-") and not text.startswith("mindspore/"):
+            return text[:300]
+    return type(error).__name__
+
+
+def _outputs(info: GraphInfo, plan: GraphPlan, outputs: Sequence[Array]) -> Iterator[TensorSpec]:
+    """What a graph gives, as its first call has shown: files leave out some of it."""
+    in_file = info.outputs if len(info.outputs) == len(outputs) else ()
+    for index, output in enumerate(outputs):
+        shape = list(output.shape)
+        if plan.stacked and shape and shape[0] == _WARM_ROWS:
+            shape[0] = -1
+        if in_file and len(in_file[index].shape) == len(shape):
+            shape = [-1 if said < 0 else size for size, said in zip(shape, in_file[index].shape, strict=True)]
+        yield TensorSpec(name=f"output{index}", dtype=dtype_name(output.dtype), shape=tuple(shape))
+
+
+# ----------------------------------------------------------------------------------------------------------- tensors
+
+
+def _placeholder(spec: TensorSpec) -> Any:
+    kind = getattr(ms, "bool_" if spec.dtype == "bool" else spec.dtype)
+    return ms.Tensor(shape=[None if size < 0 else size for size in spec.shape], dtype=kind)
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    return np.zeros([_WARM_ROWS if size < 0 else size for size in spec.shape], numpy_dtype(spec.dtype))
+
+
+def _to_tensor(array: Array) -> Any:
+    if array.dtype == BFLOAT16:  # numpy has no such numbers, and MindSpore takes ours for records
+        return ms.Tensor.convert_bytes_to_tensor(array.tobytes(), array.shape, ms.bfloat16)
+    return ms.Tensor.from_numpy(array)
+
+
+def _to_array(value: Any) -> Array:
+    if not isinstance(value, ms.Tensor):
+        return np.asarray(value)
+    if value.dtype == ms.bfloat16:
+        return np.frombuffer(value.get_bytes(), BFLOAT16).reshape(value.shape)
+    array: Array = value.asnumpy()
+    return array
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+# ----------------------------------------------------------------------------------------------------- communication
+
+
+def scheduler_needed() -> bool:
+    """Whether mccl needs a scheduler process (`run_scheduler`) beside the ranks.
+
+    Newer versions of MindSpore have a store through which ranks find each other: rank 0 holds it, and no scheduler is
+    needed. Eight ranks are joined in 0.3 s then, which takes 8 s with a scheduler.
+    """
+    try:
+        from mindspore.communication.management import _init_with_store  # noqa: F401
+        from mindspore.mint.distributed import TCPStore  # noqa: F401
+    except ImportError:
+        return True
+    return False
+
+
+def run_scheduler(host: str, port: int, size: int) -> None:
+    """Be the scheduler of a group until the process is ended; returns at once where none is needed.
+
+    Args:
+        host: address to listen on.
+        port: likewise.
+        size: how many ranks will come.
+    """
+    if not scheduler_needed():
+        return
+    _set_cluster("MS_SCHED", 0, size, host, port)
+    communication.init("mccl")
+    while True:
+        signal.pause()
+
+
+def _set_cluster(role: str, rank: int, size: int, host: str, port: int) -> None:
+    os.environ.update(
+        MS_ROLE=role,
+        MS_NODE_ID=str(rank),
+        MS_WORKER_NUM=str(size),
+        MS_SCHED_HOST=host,
+        MS_SCHED_PORT=str(port),
+    )
+
+
+def _join_scheduler(rank: int, size: int, address: str, timeout: float) -> None:
+    host, port = split_address(address)
+    os.environ.setdefault("MS_TOPO_TIMEOUT", str(max(1, int(timeout))))
+    _set_cluster("MS_WORKER", rank, size, host, port)
+    with _group_errors(rank, address):
+        communication.init("mccl")
+
+
+def _join_store(rank: int, size: int, address: str, timeout: float) -> Any:
+    """Join through a store that rank 0 holds.
+
+    The store's own waits keep Python's lock, which the thread that sends heartbeats needs: so the ranks wait for each
+    other on our side, and call MindSpore when all are there.
+    """
+    from mindspore.communication.management import _init_with_store
+    from mindspore.mint.distributed import TCPStore
+
+    host, port = split_address(address)
+    deadline = time.monotonic() + timeout
+    # A rank may be long in a call while the others wait. Whoever ends an epoch ends its ranks, and needs no time-out.
+    os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(_COLLECTIVE_SECONDS))
+    if rank == 0:
+        check_free(host, port)
+    else:
+        await_server(host, port, deadline)
+    patience = timedelta(seconds=timeout)
+    with _group_errors(rank, address):
+        store = TCPStore(host, port, size, is_master=rank == 0, timeout=patience, wait_for_workers=False)
+        gather_ranks(store, rank, size, deadline)
+        with woken():
+            _init_with_store(backend="mccl", timeout=patience, world_size=size, rank=rank, store=store)
+    return store
+
+
+def _join_hccl(rank: int, size: int, rank_table: Mapping[str, Any] | None) -> None:
+    """Join as MindSpore says for a start with a rank table. Written without an Ascend machine to try it on."""
+    if not rank_table:
+        raise GroupError("hccl needs a rank table: start the servable with rank_table_json_file")
+    entry = parse_rank_table(rank_table).ranks[rank]
+    with tempfile.NamedTemporaryFile("w", prefix="rank_table_", suffix=".json", delete=False) as file:
+        json.dump(rank_table, file)
+    os.environ.update(RANK_TABLE_FILE=file.name, RANK_ID=str(rank), RANK_SIZE=str(size), DEVICE_ID=str(entry.device_id))
+    try:
+        with _group_errors(rank, entry.host):
+            communication.init("hccl")
+    finally:
+        Path(file.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _group_errors(rank: int, address: str) -> Iterator[None]:
+    try:
+        yield
+    except _MINDSPORE_ERRORS as error:
+        raise GroupError(f"rank {rank} cannot join the group at {address}: {_first_line(error)}") from error
