@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .declaration import current_declaration
 from .layouts import InputLayout, OutputLayout, all_equal, concat, from_rank, replicate, shard
 from .layouts import sum_ranks as sum
-from .servable import Model, Subgraph
+from .servable import Model, Servable, Subgraph
+
+if TYPE_CHECKING:
+    from .rank_table import RankTable
 
 __all__ = [
     "all_equal",
@@ -135,12 +139,10 @@ def start_servable(
         AlreadyRunning: another orchestrator serves this group.
     """
     # Configuration files import this module for its other words and must not pay for these.
-    from ..schemas.errors import ConfigurationError
     from . import logs
     from .catalog import Catalog
     from .loader import load_servable
     from .orchestrator import Orchestrator
-    from .rank_table import read_rank_table
     from .settings import load_settings
 
     settings = load_settings(
@@ -153,14 +155,25 @@ def start_servable(
     servable = load_servable(Path(servable_directory), servable_name, version_number, require_models=False)
     tables = {}
     if rank_table_json_file is not None:
-        table = read_rank_table(Path(rank_table_json_file))
-        if table.size != servable.rank_size:
-            raise ConfigurationError(
-                f"the table has {table.size} ranks, and servable {servable_name} has {servable.rank_size}",
-                file=str(rank_table_json_file),
-            )
-        tables[servable.name, servable.version] = table
+        tables[servable.name, servable.version] = rank_table_of(servable, Path(rank_table_json_file))
     Orchestrator(Catalog([servable]), settings, rank_tables=tables, group=group).run()
+
+
+def rank_table_of(servable: Servable, file: Path) -> RankTable:
+    """A servable's rank table.
+
+    Raises:
+        ConfigurationError: the file cannot be used, or has another number of ranks than the servable.
+    """
+    from ..schemas.errors import ConfigurationError
+    from .rank_table import read_rank_table
+
+    table = read_rank_table(file)
+    if table.size != servable.rank_size:
+        raise ConfigurationError(
+            f"the table has {table.size} ranks, and servable {servable.name} has {servable.rank_size}", file=str(file)
+        )
+    return table
 
 
 def broker_url_in(distributed_address: str | None) -> str | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from ..schemas.errors import AlreadyRunning, GroupError, ModelError, OperatorError
 from ..schemas.messages import (
@@ -36,12 +35,21 @@ from ..schemas.messages import (
     Restart,
     Welcome,
 )
+from . import communication
+from .actions import Action, Began, Ended, GiveUp, Send
+from .group_rules import GroupRules
+from .roster import Roster
 from .topology import RANK_ALL, rank_tag, results_queue
 
 __all__ = ["Action", "Began", "Ended", "GiveUp", "Group", "GroupRules", "GroupState", "Send"]
 
 MAX_FORMATIONS = 3
-"""How often a group that was never ready may fail to load before it is given up."""
+"""How often a group that was never ready may fail to load before it is given up; one that was ready tries again
+for ever, after pauses."""
+
+_LONGEST_PAUSE_SECONDS = 30.0
+_STALL_SECONDS = 5.0
+"""Ticks further apart than this say that this process stood still (a suspended machine, a busy loop)."""
 
 
 class GroupState(enum.Enum):
@@ -51,74 +59,6 @@ class GroupState(enum.Enum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a control message to the ranks that a tag reaches."""
-
-    tag: str
-    message: Welcome | Refused | Form | Drain | Restart
-
-
-@dataclass(frozen=True, slots=True)
-class Began:
-    """An epoch began: steps may be issued."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The epoch ended: its outstanding steps are void."""
-
-    epoch: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """The group cannot form; somebody has to put right what the error says."""
-
-    error: OperatorError
-
-
-Action = Send | Began | Ended | GiveUp
-
-
-@dataclass(frozen=True, slots=True)
-class GroupRules:
-    """What a group's life is governed by.
-
-    Attributes:
-        size: number of ranks.
-        communication: "auto", "none", "mccl" or "hccl".
-        rank_table: in its 1.0 form.
-        wait_seconds: give up when ranks are missing so long; 0 waits for ever.
-        load_seconds: how long loading may take.
-        heartbeat_seconds: how often an agent says that it lives.
-        heartbeats_missed: how many may be missed.
-        window: the lockstep window, told to the agents.
-    """
-
-    size: int
-    communication: str = "auto"
-    rank_table: Mapping[str, object] = field(default_factory=dict)
-    wait_seconds: float = 0.0
-    load_seconds: float = 180.0
-    heartbeat_seconds: float = 2.0
-    heartbeats_missed: int = 5
-    window: int = 4
-
-
-@dataclass(slots=True)
-class _Member:
-    register: Register
-    heard: float
-    ready: bool = False
-    leaving: bool = False
-    step: int = -1
-    rss: int = 0
 
 
 class Group:
@@ -146,12 +86,12 @@ class Group:
         self.communication = "none"
         self.reason = "waiting for the ranks to register"
         self._agree = agree
-        self._members: dict[int, _Member] = {}
+        self._roster = Roster(rules.size, rules.heartbeat_seconds * rules.heartbeats_missed)
         self._since = now
+        self._ticked = now
+        self._again: float | None = None
         self._failures = 0
         self._was_ready = False
-        self._restarts: dict[int, int] = {}
-        self._errors: dict[int, str] = {}
         self._digests: dict[int, tuple[str, ...]] = {}
 
     # ------------------------------------------------------------------------------------------------ what is known
@@ -159,11 +99,11 @@ class Group:
     @property
     def missing(self) -> tuple[int, ...]:
         """The ranks that nobody holds."""
-        return tuple(rank for rank in range(self.rules.size) if rank not in self._members)
+        return self._roster.missing
 
     def graphs(self) -> dict[int, tuple[GraphInfo, ...]]:
         """Every registered rank's graphs."""
-        return {rank: member.register.graphs for rank, member in self._members.items()}
+        return self._roster.graphs()
 
     def forming(self) -> Forming | None:
         """Why the group does not serve; None when it does."""
@@ -171,92 +111,90 @@ class Group:
 
     def ranks(self) -> tuple[RankStatus, ...]:
         """Every rank at a glance."""
-        return tuple(self._rank(rank) for rank in range(self.rules.size))
-
-    def _rank(self, rank: int) -> RankStatus:
-        restarts, last_error = self._restarts.get(rank, 0), self._errors.get(rank, "")
-        member = self._members.get(rank)
-        if member is None:
-            state = "lost" if last_error else "missing"
-            return RankStatus(rank=rank, state=state, restarts=restarts, last_error=last_error)
-        state = "ready" if member.ready else "loading" if self.state is GroupState.LOADING else "registered"
-        register = member.register
-        return RankStatus(
-            rank=rank,
-            state=state,
-            agent=register.agent,
-            host=register.host,
-            pid=register.pid,
-            queue=register.queue,
-            step=member.step,
-            rss=member.rss,
-            restarts=restarts,
-            last_error=last_error,
-        )
+        loading = self.state is GroupState.LOADING
+        return tuple(self._roster.status(rank, loading=loading) for rank in range(self.rules.size))
 
     def holds(self, rank: int, agent: str) -> bool:
         """Whether this agent holds this rank."""
-        member = self._members.get(rank)
-        return member is not None and member.register.agent == agent
+        return self._roster.get(rank, agent) is not None
 
-    # ------------------------------------------------------------------------------------------------ what happens
+    # --------------------------------------------------------------------------------------------------- they come
 
     def registered(self, message: Register, now: float) -> list[Action]:
-        """An agent asks to hold a rank."""
-        refusal = self._refusal(message, now)
+        """An agent asks to hold a rank.
+
+        Where another holds it, the holder's next heartbeat decides: either comes, or the holder turns out to be gone.
+        """
+        return self._let_in(self._register(message, now), now)
+
+    def _register(self, message: Register, now: float) -> list[Action]:
+        refusal = self._refusal(message)
         if refusal is not None:
             return [self._refuse(message, refusal)]
+        rank, roster, serving = message.rank, self._roster, self.state is not GroupState.FORMING
         actions: list[Action] = []
-        held = self._members.get(message.rank)
-        if held is not None and self.state is not GroupState.FORMING:
-            actions += self.lost(message.rank, "it registered anew", now)
+        held = roster.get(rank)
+        if held is not None and held.register.agent == message.agent:
+            if serving:
+                actions += self._end(f"rank {rank} registered anew", now)
+        elif held is not None:
+            if not roster.silent(rank, now):
+                displaced = roster.wait(message)
+                return [] if displaced is None else [self._refuse(displaced, self._is_held(rank))]
+            actions += self._lose(rank, f"silent for {now - held.heard:.1f} s", now)
         self.epoch = max(self.epoch, message.last_epoch)
-        self._members[message.rank] = _Member(message, now)
-        self._errors.pop(message.rank, None)
-        if self.state is GroupState.FORMING and not self.missing:
-            actions += self._form(now)
+        if serving and self.communication != "none":
+            return actions  # it was told to start anew with all the others
+        roster.heirless(rank)
+        roster.add(message, now)
+        return actions + self._form_if_whole(now)
+
+    def _let_in(self, actions: list[Action], now: float) -> list[Action]:
+        """After anything that may have made a rank free: whoever waits for it gets it."""
+        while (heir := self._roster.next_heir()) is not None:
+            actions += self._register(heir, now)
         return actions
 
-    def _refusal(self, message: Register, now: float) -> OperatorError | None:
+    def _refusal(self, message: Register) -> OperatorError | None:
         if message.group != self.group:
             return GroupError(f"this is group {self.group}, not {message.group}")
-        if message.rank >= self.rules.size:
+        if not 0 <= message.rank < self.rules.size:
             return GroupError(f"rank {message.rank} is not one of the {self.rules.size} ranks of {self.group}")
-        held = self._members.get(message.rank)
-        if held is not None and held.register.agent != message.agent and not self._silent(held, now):
-            holder = held.register
-            return AlreadyRunning(f"rank {message.rank} of {self.group} is held by pid {holder.pid} on {holder.host}")
-        digests = tuple(graph.digest for graph in message.graphs)
         known = self._digests.get(message.rank)
-        if self._was_ready and known is not None and digests != known:
+        if known is not None and known != tuple(graph.digest for graph in message.graphs):
             return ModelError(
                 f"rank {message.rank} of {self.group} comes with other model files than the group has served with"
             )
         return None
+
+    def _is_held(self, rank: int) -> AlreadyRunning:
+        member = self._roster.get(rank)
+        holder = f"by pid {member.register.pid} on {member.register.host}" if member is not None else "already"
+        return AlreadyRunning(f"rank {rank} of {self.group} is held {holder}")
 
     def _refuse(self, message: Register, error: OperatorError) -> Send:
         info = ErrorInfo(code=error.code, message=error.message, side=error.side)
         refused = Refused(group=self.group, rank=message.rank, agent=message.agent, error=info)
         return Send(rank_tag(message.rank), refused)
 
-    def _form(self, now: float) -> list[Action]:
+    # ------------------------------------------------------------------------------------------------- they are formed
+
+    def _form_if_whole(self, now: float) -> list[Action]:
+        if self.state is not GroupState.FORMING or self.missing or (self._again is not None and now < self._again):
+            return []
         try:
             plans = self._agree(self.graphs())
         except ModelError as error:
             self.reason = error.message
-            refused = Refused(
-                group=self.group,
-                rank=0,
-                agent="*",
-                error=ErrorInfo(code=error.code, message=error.message, side=error.side),
-            )
-            return [Send(RANK_ALL, refused), GiveUp(error)]
+            self._roster.clear()
+            info = ErrorInfo(code=error.code, message=error.message, side=error.side)
+            return [Send(RANK_ALL, Refused(group=self.group, rank=0, agent="*", error=info)), GiveUp(error)]
         self.epoch += 1
         self.state = GroupState.LOADING
         self.reason = "the ranks load their graphs"
         self._since = now
-        self.communication = self._choose_communication()
-        scheduler = self._scheduler() if self.communication == "mccl" else ""
+        self._again = None
+        self.communication, scheduler = communication.choose(self.rules.communication, self._roster.registers())
         return [
             Send(
                 rank_tag(rank),
@@ -274,114 +212,135 @@ class Group:
                     heartbeat_seconds=self.rules.heartbeat_seconds,
                 ),
             )
-            for rank, member in sorted(self._members.items())
+            for rank, member in self._roster
         ]
-
-    def _choose_communication(self) -> str:
-        wanted = self.rules.communication
-        if wanted != "auto":
-            return wanted
-        if not any(graph.collectives for graphs in self.graphs().values() for graph in graphs):
-            return "none"
-        return "hccl" if self._members[0].register.device == "Ascend" else "mccl"
-
-    def _scheduler(self) -> str:
-        """Where rank 0 offers to run the communication's scheduler; over loopback if no other host has to reach it."""
-        offered = self._members[0].register.scheduler
-        if len({member.register.host for member in self._members.values()}) > 1:
-            return offered
-        return "127.0.0.1:" + offered.rpartition(":")[2]
 
     def ready(self, message: Ready, now: float) -> list[Action]:
         """A rank has loaded and warmed up its graphs."""
-        member = self._member(message.rank, message.agent)
+        member = self._roster.get(message.rank, message.agent)
         if member is None or self.state is not GroupState.LOADING or message.epoch != self.epoch:
             return []
         member.heard = now
         member.ready = True
         member.step = -1
-        if not all(it.ready for it in self._members.values()):
+        if not self._roster.all_ready:
             return []
         self.state = GroupState.READY
         self.reason = ""
         self._was_ready = True
         self._failures = 0
-        self._digests = {
-            rank: tuple(graph.digest for graph in it.register.graphs) for rank, it in self._members.items()
-        }
+        self._digests = {rank: tuple(graph.digest for graph in graphs) for rank, graphs in self.graphs().items()}
         return [Began(self.epoch)]
 
     def load_failed(self, message: LoadFailed, now: float) -> list[Action]:
         """A rank could not load or warm up."""
-        if self._member(message.rank, message.agent) is None or message.epoch != self.epoch:
+        known = self._roster.get(message.rank, message.agent)
+        if known is None or self.state is not GroupState.LOADING or message.epoch != self.epoch:
             return []
         text = f"rank {message.rank}: {message.error.message}"
-        self._errors[message.rank] = message.error.message
+        self._roster.blame(message.rank, message.error.message)
         if message.error.code == ModelError.code and not self._was_ready:
             return [*self._end(text, now), GiveUp(ModelError(text))]
-        return self._failed(text, now)
+        return self._let_in(self._failed(text, now), now)
 
     def _failed(self, text: str, now: float) -> list[Action]:
+        """The ranks could not be made ready: once more, and after some times not at once, or not at all."""
         self._failures += 1
         actions = self._end(text, now)
-        if self._failures >= MAX_FORMATIONS and not self._was_ready:
-            return [*actions, GiveUp(GroupError(f"{self.group} could not be formed: {text}"))]
-        if self.state is GroupState.FORMING and not self.missing:
-            actions += self._form(now)
-        return actions
+        if self._failures >= MAX_FORMATIONS:
+            if not self._was_ready:
+                return [*actions, GiveUp(GroupError(f"{self.group} could not be formed: {text}"))]
+            self._again = now + min(_LONGEST_PAUSE_SECONDS, 2.0 ** (self._failures - MAX_FORMATIONS))
+        return actions + self._form_if_whole(now)
+
+    # ---------------------------------------------------------------------------------------------------- they live
 
     def heartbeat(self, message: Heartbeat, now: float) -> list[Action]:
         """A rank lives."""
-        member = self._member(message.rank, message.agent)
-        if member is not None:
-            member.heard = now
-            member.rss = message.rss
-        return []
+        roster, rank = self._roster, message.rank
+        member = roster.get(rank, message.agent)
+        if member is None:
+            stray = message.group == self.group and roster.is_stray(message)
+            welcome = Welcome(group=self.group, orchestrator=self.rules.orchestrator)
+            return [Send(rank_tag(rank), welcome)] if stray else []
+        member.heard = now
+        member.rss = message.rss
+        heir = roster.heirless(rank)
+        return [] if heir is None else [self._refuse(heir, self._is_held(rank))]
 
     def progressed(self, rank: int, step: int, now: float) -> None:
         """A rank finished a step of the current epoch."""
-        member = self._members.get(rank)
+        member = self._roster.get(rank)
         if member is not None:
             member.heard = now
             member.step = step
 
+    # ------------------------------------------------------------------------------------------------------ they leave
+
     def leaving(self, message: Leave, now: float) -> list[Action]:
         """A rank was told to stop: what is outstanding is finished, nothing new is issued. See `drained`."""
-        member = self._member(message.rank, message.agent)
+        member = self._roster.get(message.rank, message.agent)
         if member is None:
-            return []
+            heir = self._roster.heir(message.rank)
+            if heir is not None and heir.agent == message.agent:
+                self._roster.heirless(message.rank)
+            return [self._drain(message.rank)]  # it holds nothing that anybody waits for
         member.heard = now
         member.leaving = True
         self.reason = f"rank {message.rank} is leaving: {message.reason}"
         if self.state is GroupState.READY:
             self.state = GroupState.DRAINING
-            return []
-        return self.drained(now)
+        return [] if self.state is GroupState.DRAINING else self.drained(now)
 
     def drained(self, now: float) -> list[Action]:
         """Nothing is outstanding any more: the ranks that leave may go."""
-        leavers = [rank for rank, member in self._members.items() if member.leaving]
-        actions: list[Action] = [Send(rank_tag(rank), Drain(group=self.group, epoch=self.epoch)) for rank in leavers]
+        leaving = any(member.leaving for _, member in self._roster)
+        if self.state is GroupState.FORMING or not leaving:
+            return self._let_in(self._dismiss(), now)
+        return self._let_in(self._end(self.reason or "drained", now), now)
+
+    def _dismiss(self) -> list[Action]:
+        leavers = [rank for rank, member in self._roster if member.leaving]
         for rank in leavers:
-            del self._members[rank]
-        if self.state is not GroupState.FORMING:
-            actions += self._end(self.reason or "drained", now)
-        return actions
+            self._roster.remove(rank)
+        return [self._drain(rank) for rank in leavers]
+
+    def _drain(self, rank: int) -> Send:
+        return Send(rank_tag(rank), Drain(group=self.group, epoch=self.epoch))
+
+    # ------------------------------------------------------------------------------------------------ they are lost
 
     def exited(self, message: RankExited, now: float) -> list[Action]:
         """The launcher saw the process of a rank end."""
-        member = self._members.get(message.rank)
+        heir = self._roster.heir(message.rank)
+        if heir is not None and heir.pid == message.pid:
+            self._roster.heirless(message.rank)
+        member = self._roster.get(message.rank)
         if member is None or member.register.pid != message.pid:
             return []
         return self.lost(message.rank, f"its process {message.pid} ended ({message.reason})", now)
 
     def lost(self, rank: int, reason: str, now: float) -> list[Action]:
         """A rank is gone, by whatever sign."""
-        member = self._members.pop(rank, None)
-        if member is None:
+        return self._let_in(self._lose(rank, reason, now), now)
+
+    def stuck(self, ranks: Sequence[int], reason: str, now: float) -> list[Action]:
+        """Ranks live and do not do what they were asked to: their processes have to start anew."""
+        held = [rank for rank in ranks if self._roster.get(rank) is not None]
+        restart = Restart(group=self.group, reason=reason)
+        actions: list[Action] = []
+        if self.communication == "none":  # otherwise all are told, when the epoch ends
+            actions += [Send(rank_tag(rank), restart) for rank in held]
+            for rank in held:
+                self._roster.heirless(rank)  # the same word reaches who waits for the rank
+        for rank in held:
+            actions += self._lose(rank, reason, now)
+        return self._let_in(actions, now)
+
+    def _lose(self, rank: int, reason: str, now: float) -> list[Action]:
+        if self._roster.get(rank) is None:
             return []
-        self._errors[rank] = reason
-        self._restarts[rank] = self._restarts.get(rank, 0) + 1
+        self._roster.lose(rank, reason)
         text = f"rank {rank} lost: {reason}"
         if self.state is GroupState.FORMING:
             self.reason = text
@@ -390,15 +349,15 @@ class Group:
 
     def _end(self, reason: str, now: float) -> list[Action]:
         """Ends the epoch. Where the ranks talk to each other by MindSpore's own means, their processes end with it."""
-        actions: list[Action] = [Ended(self.epoch, reason)]
         self.state = GroupState.FORMING
         self.reason = reason
         self._since = now
-        for member in self._members.values():
+        for _, member in self._roster:
             member.ready = False
+        actions: list[Action] = [Ended(self.epoch, reason), *self._dismiss()]
         if self.communication != "none":
             actions.append(Send(RANK_ALL, Restart(group=self.group, reason=reason)))
-            self._members.clear()
+            self._roster.clear()
         return actions
 
     def broken(self, reason: str, now: float) -> list[Action]:
@@ -406,30 +365,31 @@ class Group:
         if self.state in (GroupState.FORMING, GroupState.LOADING):
             return []
         actions = self._end(reason, now)
-        if not self.missing:
-            actions += self._form(now)
-        return actions
+        return self._let_in(actions + self._form_if_whole(now), now)
 
     def tick(self, now: float) -> list[Action]:
-        """Time passed: silent ranks are lost, and waiting has an end."""
+        """Time passed: silent ranks are lost, and waiting has an end. To be called about twice a second."""
+        asleep, self._ticked = now - self._ticked, now
+        if asleep > _STALL_SECONDS:  # it was us who did not listen, so nobody else's silence means anything
+            self._roster.heard_all(now)
+            self._since += asleep
+            return []
         actions: list[Action] = []
-        for rank, member in sorted(self._members.items()):
-            if self._silent(member, now):
-                actions += self.lost(rank, f"silent for {now - member.heard:.1f} s", now)
-                break
+        for rank, member in list(self._roster):
+            if self._roster.silent(rank, now):
+                actions += self._lose(rank, f"silent for {now - member.heard:.1f} s", now)
         waited = now - self._since
-        if self.state is GroupState.FORMING and not self._was_ready and 0 < self.rules.wait_seconds <= waited:
+        if self.state is GroupState.LOADING and waited >= self.rules.load_seconds:
+            late = [rank for rank, member in self._roster if not member.ready]
+            actions += self.stuck(late, f"not ready within {self.rules.load_seconds:g} s", now)
+        actions += self._let_in(self._form_if_whole(now) if self._again is not None else [], now)
+        if self._waited_too_long(waited):
+            self._since = now
             ranks = ", ".join(map(str, self.missing))
             error = GroupError(f"{self.group}: ranks {ranks} have not registered within {self.rules.wait_seconds:g} s")
             actions.append(GiveUp(error))
-        if self.state is GroupState.LOADING and waited >= self.rules.load_seconds:
-            late = [rank for rank, member in self._members.items() if not member.ready]
-            actions += self._failed(f"ranks {late} were not ready within {self.rules.load_seconds:g} s", now)
         return actions
 
-    def _silent(self, member: _Member, now: float) -> bool:
-        return now - member.heard > self.rules.heartbeat_seconds * self.rules.heartbeats_missed
-
-    def _member(self, rank: int, agent: str) -> _Member | None:
-        member = self._members.get(rank)
-        return member if member is not None and member.register.agent == agent else None
+    def _waited_too_long(self, waited: float) -> bool:
+        forming = self.state is GroupState.FORMING and bool(self.missing) and not self._was_ready
+        return forming and 0 < self.rules.wait_seconds <= waited

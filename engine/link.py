@@ -8,12 +8,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from msgspec import structs
+
 from ..schemas import codec
 from ..schemas.errors import ConnectionLost, OperatorError, RankmqError
 from ..schemas.messages import (
     Drain,
     Form,
     GroupId,
+    GroupStatus,
     Heartbeat,
     Leave,
     LoadFailed,
@@ -28,17 +31,20 @@ from ..schemas.messages import (
     ToOrchestrator,
     Welcome,
 )
-from . import topology
+from . import retry, topology
 from .confirms import Outcome
-from .connection import Channel, Properties
+from .connection import Channel, Connection, Properties
 from .delivery import Delivery
 from .driver import GroupDriver, GroupPorts
 from .group import GroupRules
+from .lease import Lease
 from .servable import Servable
 
 __all__ = ["GroupLink", "LinkOwner"]
 
 log = logging.getLogger(__name__)
+
+_TAKE_OVER_SECONDS = 60.0
 
 
 class LinkOwner(Protocol):
@@ -61,7 +67,6 @@ class GroupLink(GroupPorts):
         servable: as loaded.
         group: the group's id.
         rules: what its life is governed by.
-        channel: for everything between orchestrator and ranks, with confirms.
         owner: who is told what becomes of the group.
         max_attempts: how many epochs may be lost under a call.
         max_message: largest message that the broker takes, in bytes.
@@ -73,14 +78,14 @@ class GroupLink(GroupPorts):
         servable: Servable,
         group: GroupId,
         rules: GroupRules,
-        channel: Channel,
         owner: LinkOwner,
         *,
         max_attempts: int,
         max_message: int,
         step_timeout: float,
     ) -> None:
-        self._channel = channel
+        self._channel: Channel | None = None
+        self._lease: Lease | None = None
         self._owner = owner
         self._control = topology.rank_control_exchange(group)
         self.group = group
@@ -98,25 +103,52 @@ class GroupLink(GroupPorts):
 
     @property
     def ready(self) -> bool:
-        """Whether the group serves."""
-        return self.driver.group.forming() is None
+        """Whether the group serves, and by us."""
+        return self._channel is not None and self.driver.group.forming() is None
 
-    async def open(self, orchestrator: str) -> None:
-        """Declares the group's exchanges and queues, listens, and asks the agents that are there to register.
+    async def serve(self, connection: Connection, orchestrator: str) -> None:
+        """Waits for the group's lease, then declares its exchanges and queues, listens, and has the agents register.
 
         Args:
+            connection: where.
             orchestrator: the name of the one that takes the group up.
 
         Raises:
-            AlreadyRunning: another orchestrator serves this group.
+            AlreadyRunning: the queues of the group's last orchestrator do not go away.
+            BrokerRefused: a permission is missing.
+            ConnectionLost: the connection ended meanwhile.
         """
-        await self._channel.declare(topology.group_exchanges(self.group, self._subgraphs))
-        await self._channel.declare(topology.orchestrator_queues(self.group))
-        for queue in (topology.control_queue(self.group), topology.results_queue(self.group)):
-            await self._channel.consume(queue, self._on_message, no_ack=True, exclusive=True)
+        self._lease = Lease(connection, self.group)
+        await self._lease.acquire()
+        async for attempt in retry.taking_over(_TAKE_OVER_SECONDS):
+            with attempt:
+                channel = await connection.channel()
+                await self._listen(channel)
+        self._channel = channel
         welcome = Welcome(group=self.group, orchestrator=orchestrator)
         # Not mandatory: that nobody is there yet is the usual case.
-        self._channel.publish(self._control, topology.RANK_ALL, codec.encode(welcome), mandatory=False)
+        channel.publish(self._control, topology.RANK_ALL, codec.encode(welcome), mandatory=False)
+
+    async def _listen(self, channel: Channel) -> None:
+        await channel.declare(topology.group_exchanges(self.group, self._subgraphs))
+        await channel.declare(topology.orchestrator_queues(self.group))
+        for queue in (topology.control_queue(self.group), topology.results_queue(self.group)):
+            await channel.consume(queue, self._on_message, no_ack=True, exclusive=True)
+
+    def release(self) -> None:
+        """Lets a standby have the group at once."""
+        if self._lease is not None:
+            self._lease.release()
+
+    def tick(self) -> None:
+        """Time passed."""
+        if self._channel is not None:
+            self.driver.tick()
+
+    def status(self) -> GroupStatus:
+        """The group at a glance."""
+        status = self.driver.status()
+        return status if self._channel is not None else structs.replace(status, state="standby")
 
     def _on_message(self, delivery: Delivery) -> None:
         with self._owner.guarded():
@@ -168,6 +200,8 @@ class GroupLink(GroupPorts):
         self._publish(self._control, tag, codec.encode(message), None)
 
     def _publish(self, exchange: str, tag: str, body: bytes, then: Callable[[Outcome], None] | None) -> None:
+        if self._channel is None:
+            return
         try:
             self._channel.publish(exchange, tag, body, Properties(content_type=codec.MSGPACK), then=then)
         except ConnectionLost as error:

@@ -14,9 +14,9 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ..schemas.errors import BrokerUnavailable
+from ..schemas.errors import AlreadyRunning, BrokerUnavailable
 
-__all__ = ["connecting"]
+__all__ = ["connecting", "taking_over"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,21 @@ def connecting(seconds: float, stopped: Callable[[], bool] = lambda: False) -> A
         wait=wait_random_exponential(multiplier=0.2, min=0.1, max=5.0),
         stop=lambda state: stopped() or timed(state),
         before_sleep=_say,
+        sleep=asyncio.sleep,
+        reraise=True,
+    )
+
+
+def taking_over(seconds: float) -> AsyncRetrying:
+    """For the queues of a group whose lease came to us: the broker may still be clearing away its last holder's.
+
+    Args:
+        seconds: when to give up.
+    """
+    return AsyncRetrying(
+        retry=retry_if_exception_type(AlreadyRunning),
+        wait=wait_random_exponential(multiplier=0.1, min=0.05, max=1.0),
+        stop=stop_after_delay(seconds),
         sleep=asyncio.sleep,
         reraise=True,
     )

@@ -74,6 +74,7 @@ class Session:
         self._began = began
         self._links: dict[tuple[str, int], GroupLink] = {}
         self._idle = asyncio.Event()
+        self._serving: list[asyncio.Task[None]] = []
         self._consuming: dict[str, str] = {}
         self._stopping = False
         self._wake = asyncio.Event()
@@ -110,11 +111,18 @@ class Session:
             max_message=max_message,
         )
         await self._listen_for_status()
-        for link in self._links.values():
-            await link.open(self._name)
+        self._serving = [self._loop.create_task(self._serve(link)) for link in self._links.values()]
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
         self._check_ready()
         self._consumer = asyncio.create_task(self._consume_as_wanted(names))
+
+    async def _serve(self, link: GroupLink) -> None:
+        try:
+            await link.serve(self._connection, self._name)
+        except ConnectionLost:
+            return  # the session ends with its connection
+        except OperatorError as error:
+            self.give_up(error)
 
     def _link(self, servable: Servable, max_message: int) -> GroupLink:
         settings = self._settings
@@ -133,7 +141,6 @@ class Session:
             servable,
             group,
             rules,
-            self._inner,
             self,
             max_attempts=settings.max_attempts,
             max_message=max_message,
@@ -290,7 +297,7 @@ class Session:
     def _tick(self) -> None:
         with self.guarded():
             for link in self._links.values():
-                link.driver.tick()
+                link.tick()
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
 
     # --------------------------------------------------------------------------------------------------------- status
@@ -323,7 +330,7 @@ class Session:
             max_in_flight=self._settings.max_in_flight,
             served=self.service.served,
             failed=self.service.failed,
-            groups=tuple(link.driver.status() for link in self._links.values()),
+            groups=tuple(link.status() for link in self._links.values()),
             queues=tuple(
                 QueueStatus(name=depth.name, messages=depth.messages, consumers=depth.consumers) for depth in depths
             ),
@@ -348,6 +355,8 @@ class Session:
             await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             finished.cancel()
         handed = self.service.hand_back_all()
+        for link in self._links.values():
+            link.release()
         return handed
 
     def close(self) -> None:
@@ -357,6 +366,8 @@ class Session:
             self._timer.cancel()
         if hasattr(self, "_consumer"):
             self._consumer.cancel()
+        for task in self._serving:
+            task.cancel()
         for link in self._links.values():
             link.driver.fail_all(ConnectionLost("the orchestrator's connection to the broker ended"))
 

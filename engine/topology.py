@@ -7,6 +7,7 @@ orchestrator --> rankmq.<group>.subgraph.<i> --(rank.<r>, rank.all)--> rankmq.<g
 orchestrator --> rankmq.<group>.control      --(rank.<r>, rank.all)--> the same queues
 agent --> rankmq.results --(group)--> rankmq.results.<group>                     exclusive to the orchestrator
 agent --> rankmq.control --(group)--> rankmq.control.<group>                     exclusive to the orchestrator
+orchestrator <--> rankmq.lease.<group>                                           single active consumer
 anyone --> rankmq.status --> rankmq.status.<orchestrator>                        exclusive to the orchestrator
 what cannot be answered --> rankmq.dead --> rankmq.dead                          quorum, durable
 """
@@ -34,6 +35,8 @@ __all__ = [
     "control_queue",
     "edge",
     "group_exchanges",
+    "lease",
+    "lease_queue",
     "orchestrator_queues",
     "rank_bindings",
     "rank_control_exchange",
@@ -94,6 +97,11 @@ Topology = tuple[Exchange | Queue | Binding, ...]
 def requests_queue(servable: str, lane: str = "normal") -> str:
     """The queue in which requests for a servable wait."""
     return f"{REQUESTS}.{servable}.{lane}"
+
+
+def lease_queue(group: GroupId) -> str:
+    """The queue whose single active consumer is the orchestrator that serves the group."""
+    return f"rankmq.lease.{group}"
 
 
 def results_queue(group: GroupId) -> str:
@@ -187,8 +195,14 @@ def group_exchanges(group: GroupId, subgraphs: int) -> Topology:
     return (control, *(Exchange(subgraph_exchange(group, i), durable=False) for i in range(subgraphs)))
 
 
+def lease(group: GroupId) -> Topology:
+    """The lease of a group; old claims of orchestrators that were killed are pushed out by new ones."""
+    arguments = {"x-single-active-consumer": True, "x-max-length": 16}
+    return (Queue(lease_queue(group), arguments=arguments),)
+
+
 def orchestrator_queues(group: GroupId) -> Topology:
-    """What the orchestrator of a group listens to; exclusive, so that a second one of the same group is turned away."""
+    """What the orchestrator that serves a group listens to."""
     results, control = results_queue(group), control_queue(group)
     return (
         Queue(control, durable=False, exclusive=True),

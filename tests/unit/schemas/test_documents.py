@@ -296,6 +296,15 @@ def test_every_message_is_sent_and_received():
     assert DOCUMENT["components"]["messages"].keys() == kinds
 
 
+def test_who_asks_is_told_where_the_answer_comes():
+    answered = {name for name, operation in DOCUMENT["operations"].items() if "reply" in operation}
+    assert answered == {"sendRequest", "takeRequest", "refuseRequest", "askStatus", "takeStatusQuery"}
+    reply = DOCUMENT["operations"]["sendRequest"]["reply"]
+    assert reply["address"] == {"location": "$message.header#/reply_to"}
+    assert reply["channel"] == {"$ref": "#/channels/replies"}
+    assert DOCUMENT["channels"]["replies"]["address"] is None
+
+
 def test_each_role_does_something():
     roles = {tag["name"] for operation in DOCUMENT["operations"].values() for tag in operation["tags"]}
     assert roles == {"producer", "orchestrator", "agent", "operator"}

@@ -157,6 +157,9 @@ def test_base64_needs_a_shape_that_matches():
 def test_lists_of_another_shape(shape):
     with pytest.raises(InvalidInput, match="does not match"):
         read("float32", [1, 2, 3, 4], shape)
+    if 0 not in shape:
+        with pytest.raises(InvalidInput, match="does not match"):
+            read("float32", [], shape)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,11 @@ def test_scalars_and_views():
     assert over_the_wire(array.T[::-1]).tolist() == array.T[::-1].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_a_matrix_of_text():
+    assert over_the_wire(np.matrix([["a", "b"], ["c", "d"]])).tolist() == [["a", "b"], ["c", "d"]]
+
+
 @pytest.mark.parametrize(("array", "name"), [
     (np.zeros((0, 3), STRING), "string"), (np.zeros((0, 3), "U1"), "string"),
     (np.zeros((0, 3), object), "bytes"), (np.zeros((0, 3), "S1"), "bytes"),

@@ -1,0 +1,134 @@
+"""`rankmq infer`: one request, from a shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from ..options import with_settings
+
+if TYPE_CHECKING:
+    from ...engine.settings import Settings
+    from ...schemas.errors import RankmqError
+    from ...schemas.messages import Reply
+
+__all__ = ["add_to"]
+
+_EPILOG = """
+VALUE is JSON, or names a file:
+
+    rankmq infer matmul fun1 -i x=@x.npy
+
+    rankmq infer matmul predict -i x=@inputs.npz:x -i y=@inputs.npz:y --output answer.npz
+
+    rankmq infer add sum -i 'a=[1,2,3]' -i 'b={"dtype":"float32","shape":[3],"data":[1,2,3]}'
+
+    rankmq infer add sum --inputs instances.json --output - | jq .
+
+An .npz file with --inputs has one array per input; a .json file has one instance, {"x": VALUE}, or a list of them.
+Inputs without a dtype become what the graph takes, where that loses nothing.
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("infer", epilog=_EPILOG)(infer)
+
+
+@with_settings("producer", quiet=True)
+def infer(
+    settings: Settings,
+    servable: Annotated[str, typer.Argument(metavar="SERVABLE", help="The servable's name.", show_default=False)],
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method or pipeline of it.", show_default=False)],
+    version: Annotated[
+        int, typer.Option("--version", metavar="N", help="The servable's version; 0 is the newest.", min=0)
+    ] = 0,
+    inputs: Annotated[
+        Optional[list[str]],
+        typer.Option("--input", "-i", metavar="NAME=VALUE", help="An input; once for each.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Optional[Path],
+        typer.Option("--inputs", metavar="FILE", help="Inputs from a .json or .npz file.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Optional[str],
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE|-",
+            help="Write the outputs to a .npz or .json file, or as JSON to standard output.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="How long to wait.", min=0.001)] = 60.0,
+) -> None:
+    """Send one request and show its answer."""
+    from ...engine.client import Client
+    from ...workers.endpoint import reachable
+    from ..report import Usage
+    from ..values import named_value, read_instances
+
+    if output is not None and output != "-" and Path(output).suffix not in (".json", ".npz"):
+        raise Usage(f"--output {output}: a .json or an .npz file, or - for JSON on standard output")
+    rows, as_list = ([{}], False) if file is None else read_instances(file)
+    given = dict(named_value(text) for text in inputs or ())
+    settings = reachable(settings)
+    client = Client(
+        settings.address().url(),
+        servable,
+        method,
+        version,
+        timeout=timeout,
+        connect_timeout=min(settings.connect_timeout, timeout),
+        ca_file=settings.tls_ca_file,
+        cert_file=settings.tls_cert_file,
+        key_file=settings.tls_key_file,
+    )
+    with client:
+        reply = client.request([{**row, **given} for row in rows])
+    _show(_rows(reply), reply, output, as_list)
+
+
+def _rows(reply: Reply) -> list[dict[str, Any] | RankmqError]:
+    """Per instance its outputs, or its error; raises the error of a request that failed as a whole."""
+    from ...schemas.errors import RankmqError, from_wire
+    from ...schemas.tensors import to_array
+
+    if reply.error is not None:
+        raise from_wire(reply.error.code, reply.error.message)
+    failed = {it.index: from_wire(it.error.code, it.error.message) for it in reply.errors}
+    return [
+        failed.get(index, RankmqError("no outputs and no error"))
+        if row is None
+        else {name: to_array(tensor) for name, tensor in row.items()}
+        for index, row in enumerate(reply.outputs)
+    ]
+
+
+def _show(rows: list[dict[str, Any] | RankmqError], reply: Reply, output: str | None, as_list: bool) -> None:
+    from rich.console import Console
+
+    from ...schemas.errors import InstancesFailed, RankmqError
+    from ..show import outputs_table
+    from ..values import json_text, write_outputs
+
+    results = [None if isinstance(row, RankmqError) else row for row in rows]
+    if output == "-":
+        typer.echo(json_text(results, as_list=as_list))
+    elif output is not None:
+        write_outputs(Path(output), results, as_list=as_list)
+        typer.echo(f"written to {output}")
+    else:
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(outputs_table(rows))
+        if reply.stats is not None:
+            steps = f"{reply.stats.steps} step{'' if reply.stats.steps == 1 else 's'}"
+            console.print(f"served in {reply.stats.served_ms:.1f} ms, {steps}", style="dim")
+    errors = [row for row in rows if isinstance(row, RankmqError)]
+    if len(errors) == len(rows) == 1:
+        raise errors[0]
+    if errors:
+        raise InstancesFailed(f"{len(errors)} of {len(rows)} instances failed; the first: {errors[0].message}", [])

@@ -1,0 +1,118 @@
+"""`rankmq up`: everything on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from ..options import Paths, Version, with_settings
+
+if TYPE_CHECKING:
+    from ...engine.servable import Servable
+    from ...engine.settings import Settings
+    from ...workers.local import LocalEngine
+
+__all__ = ["add_to"]
+
+_EPILOG = """
+Examples:
+
+    rankmq up my_servables
+
+    rankmq up my_servables/matmul --state /var/lib/rankmq
+
+    rankmq up my_servables --broker-url amqp://me:secret@broker/
+
+    rankmq up my_servables/matmul --model-files 'out/{rank}/a.mindir' --model-files 'out/{rank}/b.mindir'
+
+Without a broker's URL it starts a private RabbitMQ node, on loopback alone; what is queued there survives a restart.
+Stop it with Ctrl-C or SIGTERM: it finishes what runs. A second Ctrl-C does not wait for that.
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("up", epilog=_EPILOG)(up)
+
+
+@with_settings("up", tuning=True)
+def up(
+    settings: Settings,
+    paths: Paths,
+    version: Version = 0,
+    model_files: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--model-files",
+            metavar="PATTERN",
+            help="A file per subgraph, in their order, {rank} in it for the rank (default: found by their place). "
+            "Give it once per subgraph.",
+            show_default=False,
+        ),
+    ] = None,
+    log_dir: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--log-dir",
+            metavar="DIR",
+            help="A log file per process there (default: standard error).",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Run broker, orchestrator and agents for the servables in PATH on this machine."""
+    from ...workers.local import LocalEngine
+    from ..progress import StartProgress
+    from ..servable_paths import load_servables
+
+    servables = load_servables(paths, version, model_files=model_files or ())
+    with StartProgress(live=log_dir is not None) as progress:
+        engine = LocalEngine(servables, settings, log_dir=log_dir, on_progress=progress.show)
+        asyncio.run(_serve(engine, progress))
+
+
+async def _serve(engine: LocalEngine, progress: Any) -> None:
+    from ..interrupts import Interrupts
+
+    with Interrupts(engine.kill) as interrupts:
+        async with engine:
+            if await interrupts.first(engine.ready()):
+                progress.close()
+                _print(engine)
+                await interrupts.first(engine.failed())
+            progress.close()
+            typer.echo("stopping")
+    interrupts.raise_if_interrupted()
+
+
+def _print(engine: LocalEngine) -> None:
+    from rich.console import Console
+
+    from ...workers.endpoint import state_folder
+
+    console = Console(soft_wrap=True, highlight=False)
+    ranks = sum(servable.rank_size for servable in engine.servables)
+    console.print(f"[bold green]rankmq is up[/] after {engine.seconds['ready']:.1f} s, with {ranks} ranks")
+    console.print(f"  broker  {engine.settings.address()}  (its password is in {engine.state_dir / 'endpoint.json'})")
+    console.print(f"  state   {engine.state_dir}")
+    for servable in engine.servables:
+        console.print(f"  [bold]{servable.name}[/]  version {servable.version}")
+        for name, inputs, outputs, kind in _callable(servable):
+            console.print(f"    {name}({inputs}) -> {outputs}{kind}")
+    example = engine.servables[0]
+    name, inputs, _, _ = _callable(example)[-1]
+    given = " ".join(f"-i {it}=..." for it in inputs.split(", ") if it)
+    default = state_folder(engine.settings.model_copy(update={"state_dir": None}))
+    state = "" if engine.state_dir == default else f" --state {engine.state_dir}"
+    console.print(f"call it with: rankmq infer {example.name} {name} {given}{state}; stop with Ctrl-C", style="dim")
+
+
+def _callable(servable: Servable) -> list[tuple[str, str, str, str]]:
+    entries = [(it, "") for it in servable.methods.values()]
+    pipelines = [(it, "  (pipeline)") for it in servable.pipelines.values()]
+    return [
+        (it.name, ", ".join(it.input_names), ", ".join(it.output_names), kind) for it, kind in [*entries, *pipelines]
+    ]
