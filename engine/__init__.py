@@ -1,6 +1,6 @@
 """The broker side of rankmq: servable configurations, the orchestrator, and the producer library.
 
-Names are imported when they are first used: a configuration file needs no broker, a producer needs no registry of methods.
+Names are imported when they are first used: a configuration file needs no broker, a producer no registry of methods.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Who serves a group: of several orchestrators the one that holds the group's lease; the others stand by.
 
-The lease is a queue with a single active consumer. Each contender puts a claim into it and consumes one; the broker gives a
-claim to one contender only, and it keeps it unacknowledged for as long as it serves. When its connection goes, by whatever
-cause, the broker hands the lease on. An orchestrator that comes back from the dead finds its connection closed; what it
+The lease is a queue with a single active consumer. Each contender puts a claim into it and consumes one; the broker
+gives claims to one contender only, which keeps one unacknowledged for as long as it serves. When its connection goes,
+by whatever cause, the broker hands the lease on. One that comes back from the dead finds its connection closed; what it
 may still have sent carries an old epoch.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from ..schemas.messages import GroupId
 from . import topology
@@ -52,7 +53,7 @@ class Lease:
         await channel.declare(topology.lease(self._group))
         await channel.consume(self._queue, self._on_claim)
         self._put_claim(channel)
-        ends = [self._held, channel.closed]
+        ends: list[asyncio.Future[Any]] = [self._held, channel.closed]
         await asyncio.wait(ends, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         if not any(end.done() for end in ends):
             log.info("standing by: another orchestrator serves %s", self._group)

@@ -238,7 +238,7 @@ class _Reader:
 
     def _name(self, owner: Mapping[str, Any], key: str, where: str) -> str:
         value = owner.get(key)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
             raise self._error(f"{where}: {key} must be text, not {_shown(value)}")
         return value
 

@@ -48,11 +48,12 @@ class Settings(BaseSettings):
         60.0, gt=0, description="seconds after which a step that ranks have not answered is overdue"
     )
     load_timeout: float = Field(180.0, gt=0, description="seconds that the ranks may take to load and warm up")
-    heartbeat_seconds: float = Field(2.0, gt=0, description="how often an agent says that it lives")
+    heartbeat_seconds: float = Field(1.0, gt=0, description="how often an agent says that it lives")
     heartbeats_missed: int = Field(5, ge=2, description="how many may be missed before a rank counts as lost")
     drain_timeout: float = Field(30.0, ge=0, description="seconds that what runs may take to finish on stop")
     pipeline_threads: int = Field(64, ge=1, le=4096, description="pipelines that run at once")
     stage_threads: int = Field(4, ge=1, le=256, description="threads for the Python functions of methods")
+    spares: int = Field(0, ge=0, le=8, description="agent processes that wait, ready, to take a lost rank's place")
     max_restarts: int = Field(5, ge=0, description="how often the launcher starts a rank again within ten minutes")
 
     max_body_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="largest request")

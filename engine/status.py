@@ -22,7 +22,7 @@ _DIRECT = "amq.rabbitmq.reply-to"
 _ASK_AGAIN_SECONDS = 0.5
 
 
-async def ask_status(connection: Connection, *, timeout: float = 3.0, settle: float = 0.5) -> list[Status]:
+async def ask_status(connection: Connection, *, timeout: float = 3.0, settle: float = 0.3) -> list[Status]:
     """Asks every orchestrator on the broker.
 
     Args:
@@ -75,7 +75,7 @@ async def ask_status(connection: Connection, *, timeout: float = 3.0, settle: fl
 
 
 def collect_status(
-    settings: Settings, *, name: str, timeout: float = 3.0, settle: float = 0.5, patience: float = 0.0
+    settings: Settings, *, name: str, timeout: float = 3.0, settle: float = 0.3, patience: float = 0.0
 ) -> list[Status]:
     """The same for a caller without a loop: connects, asks, closes.
 

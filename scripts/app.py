@@ -18,12 +18,15 @@ app = typer.Typer(
     epilog=f"""
 Start here:
 
-    rankmq demo                                     the matmul example, from export to answer
-    rankmq up my_servables                          broker, orchestrator and agents on this machine
-    rankmq infer matmul predict -i x=@x.npy -i y=1  one request
-    rankmq status                                   what runs, rank by rank
+    rankmq demo                          see the matmul example at work
 
-Every setting is an option, an environment variable RANKMQ_<NAME>, or a key of the TOML file that RANKMQ_CONFIG names;
+    rankmq up my_servables               run all on this machine
+
+    rankmq infer matmul fun1 -i x=@x.npy   send a request
+
+    rankmq status                        see what runs, rank by rank
+
+Every setting is an option, an environment variable RANKMQ_NAME, or a key of the TOML file that RANKMQ_CONFIG names; \
 the first that says something counts.
 
 {EXIT_CODES}

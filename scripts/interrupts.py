@@ -16,12 +16,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """While the block runs, signals are taken down instead of raised.
 
-    Args:
+    Attributes:
         impatient: called at the second signal, and at each after it.
     """
 
-    def __init__(self, impatient: Callable[[], None]) -> None:
-        self._impatient = impatient
+    def __init__(self) -> None:
+        self.impatient: Callable[[], None] = lambda: None
         self._seen: list[signal.Signals] = []
 
     def __enter__(self) -> Self:
@@ -41,7 +41,7 @@ class Interrupts:
         self._seen.append(number)
         self._stop.set()
         if len(self._seen) > 1:
-            self._impatient()
+            self.impatient()
 
     async def first(self, work: Coroutine[Any, Any, Any]) -> bool:
         """Runs `work` until it ends or a signal comes.

@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -28,46 +28,46 @@ def _option(kind: Any, *names: str, metavar: str, help: str, panel: str | None =
 # By the name of the setting. They have no defaults of their own: those of the settings count.
 _COMMON: Mapping[str, Any] = {
     "broker_url": _option(
-        Optional[str],
+        str | None,
         "--broker-url",
         metavar="URL",
-        help="amqp[s]://user:password@host:port/vhost; RANKMQ_BROKER_URL does not show it to other users of the machine.",
+        help="amqp://user:password@host:port/vhost, or amqps. As RANKMQ_BROKER_URL it is hidden from other users.",
     ),
-    "tls_ca_file": _option(Optional[Path], "--tls-ca-file", metavar="PEM", help="Authority behind an amqps broker."),
-    "tls_cert_file": _option(Optional[Path], "--tls-cert-file", metavar="PEM", help="Our own certificate."),
-    "tls_key_file": _option(Optional[Path], "--tls-key-file", metavar="PEM", help="Its key."),
+    "tls_ca_file": _option(Path | None, "--tls-ca-file", metavar="PEM", help="Authority behind an amqps broker."),
+    "tls_cert_file": _option(Path | None, "--tls-cert-file", metavar="PEM", help="Our own certificate."),
+    "tls_key_file": _option(Path | None, "--tls-key-file", metavar="PEM", help="Its key."),
     "state_dir": _option(
-        Optional[Path],
+        Path | None,
         "--state",
         metavar="DIR",
         help="Where a private broker keeps its data, and where infer and status find it "
         "(default: rankmq in XDG_STATE_HOME or ~/.local/state).",
     ),
     "config": _option(
-        Optional[Path], "--config", metavar="FILE", help="TOML file of settings (RANKMQ_CONFIG names one too)."
+        Path | None, "--config", metavar="FILE", help="TOML file of settings (RANKMQ_CONFIG names one too)."
     ),
-    "log_format": _option(Optional[str], "--log-format", metavar="lines|json", help="How logs are written."),
+    "log_format": _option(str | None, "--log-format", metavar="FORM", help="How logs are written: lines or json."),
     "log_level": _option(
-        Optional[str], "--log-level", metavar="debug|info|warning|error", help="What is logged, to standard error."
+        str | None, "--log-level", metavar="LEVEL", help="What is logged: debug, info, warning or error."
     ),
 }
 _TUNING: Mapping[str, Any] = {
     "wait_agents_time_in_seconds": _option(
-        Optional[float],
+        float | None,
         "--wait-agents",
         metavar="SECONDS",
         help="Give up when ranks are missing so long (default: wait for ever).",
         panel=None,
     ),
     "max_in_flight": _option(
-        Optional[int],
+        int | None,
         "--max-in-flight",
         metavar="N",
         help="Requests taken from the queue at once (default: 64).",
         panel=None,
     ),
     "lockstep_window": _option(
-        Optional[int],
+        int | None,
         "--lockstep-window",
         metavar="N",
         help="Steps sent ahead of the slowest rank (default: 4).",
@@ -78,14 +78,12 @@ _TUNING: Mapping[str, Any] = {
 Paths = Annotated[
     list[Path],
     typer.Argument(
-        metavar="PATH...",
+        metavar="PATH",
         help="A servable's folder (it has a servable_config.py), or a folder of such folders.",
         show_default=False,
     ),
 ]
-Version = Annotated[
-    int, typer.Option("--version", metavar="N", help="The servables' version; 0 is the newest.", min=0)
-]
+Version = Annotated[int, typer.Option("--version", metavar="N", help="The servables' version; 0 is the newest.", min=0)]
 
 
 def with_settings(
@@ -116,7 +114,7 @@ def with_settings(
                 _log(settings, role, quiet)
                 function(settings, **given)
 
-        del command.__wrapped__  # type: ignore[attr-defined]
+        del command.__wrapped__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {it.name: it.annotation for it in parameters}
         return command

@@ -21,8 +21,8 @@ _TIMEOUT = 9
 _INTERRUPTED = 130
 
 EXIT_CODES = """\
-Exit codes: 0 done; 2 the command line is wrong; 3 a setting, a servable or a rank table is wrong; 4 the broker cannot
-be used; 5 a model file is missing or wrong; 6 the ranks do not form a group; 7 something runs already; 8 the request
+Exit codes: 0 done; 2 the command line is wrong; 3 a setting, a servable or a rank table is wrong; 4 the broker cannot \
+be used; 5 a model file is missing or wrong; 6 the ranks do not form a group; 7 something runs already; 8 the request \
 failed; 9 no reply in time; 130 interrupted (Ctrl-C); 1 anything else."""
 
 
@@ -48,7 +48,7 @@ def reported() -> Iterator[None]:
         raise typer.Exit(_say(error, str(error), _USAGE)) from None
     except RankmqError as error:
         raise typer.Exit(_say(error, error.message, exit_code(error))) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the top of the process
         hint = "RANKMQ_LOG_LEVEL=debug shows where"
         raise typer.Exit(_say(error, f"a defect of rankmq: {type(error).__name__}: {error} ({hint})", 1)) from None
 

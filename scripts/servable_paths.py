@@ -68,9 +68,7 @@ def load_servables(
         if model_files:
             ranks = load_servable(home.parent, home.name, version, require_models=False).rank_size
             given = list(expand(model_files, range(ranks)).values())
-        loaded.append(
-            load_servable(home.parent, home.name, version, model_files=given, require_models=require_models)
-        )
+        loaded.append(load_servable(home.parent, home.name, version, model_files=given, require_models=require_models))
     return loaded
 
 

@@ -10,12 +10,22 @@ import numpy as np
 from ..schemas.errors import RankmqError
 from ..schemas.tensors import BFLOAT16, bfloat16_to_float32, dtype_name
 
-__all__ = ["first_values", "human_bytes", "outputs_table", "shape_of"]
+__all__ = ["console", "first_values", "human_bytes", "outputs_table", "shape_of"]
 
 Array = np.ndarray[Any, Any]
 
 _MOST_VALUES = 8
 _LONGEST_TEXT = 60
+_WIDTH_OF_A_PIPE = 200
+
+
+def console() -> Any:
+    """Standard output; wide where it is not a terminal, so that no line of a table is broken for a program."""
+    import sys
+
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)
 
 
 def outputs_table(rows: Sequence[Mapping[str, Array] | RankmqError]) -> Any:

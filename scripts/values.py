@@ -82,7 +82,7 @@ def write_outputs(path: Path, outputs: Outputs, *, as_list: bool) -> None:
                 for name, array in (row or {}).items()
             }
             with path.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+                np.savez(file, allow_pickle=False, **arrays)
         else:
             raise Usage(f"--output {path}: a .json or an .npz file, or - for JSON on standard output")
     except OSError as error:

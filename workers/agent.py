@@ -75,6 +75,7 @@ class Agent:
         executor: runs the graphs.
         scheduler: where the scheduler of MindSpore's own communication is to run, host:port, if this is rank 0.
         start_scheduler: called on the compute thread before communication through a scheduler begins; has it started.
+        alive: called by the I/O thread again and again for as long as it runs.
     """
 
     def __init__(
@@ -84,11 +85,13 @@ class Agent:
         *,
         scheduler: str = "",
         start_scheduler: Callable[[str, int], None] = lambda address, size: None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._executor = executor
         self._scheduler = scheduler
         self._start_scheduler = start_scheduler
+        self.alive = alive
         self._work: queue.SimpleQueue[_Job | Form | None] = queue.SimpleQueue()
         self._failure: RankmqError | None = None
         self._plans: tuple[GraphPlan, ...] = ()

@@ -56,6 +56,10 @@ class RankWork(Protocol):
     def end(self, failure: RankmqError | None = None) -> None:
         """Finish what was given before, then end."""
 
+    @property
+    def alive(self) -> Callable[[], None]:
+        """To be called again and again while the I/O thread runs."""
+
     def restart(self) -> None:
         """End at once, whatever runs; ask to be started anew."""
 
@@ -280,6 +284,7 @@ class AgentLink:
         config = self._config
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
+            self._work.alive()
             message = Heartbeat(
                 group=config.group,
                 epoch=self._epoch,

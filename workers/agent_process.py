@@ -17,9 +17,10 @@ from ..engine import logs
 from ..schemas.errors import ModelError, OperatorError, RankmqError
 from .agent import Agent, AgentConfig
 from .executor import Executor
+from .line import LauncherLine
 from .numpy_executor import NumpyExecutor
 
-__all__ = ["executor_kind", "preload", "run_agent", "run_scheduler"]
+__all__ = ["executor_kind", "preload", "run_agent", "run_scheduler", "run_spare"]
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +61,29 @@ def _executor(kind: Kind) -> Executor:
     return executor
 
 
-def run_agent(config: AgentConfig, launcher: Connection) -> None:
+def run_spare(pipe: Connection) -> None:
+    """The process of a spare: waits to be told which rank it is.
+
+    Args:
+        pipe: where an `AgentConfig` will come; then as for `run_agent`.
+    """
+    _begin()
+    try:
+        config = pipe.recv()
+    except (EOFError, OSError):
+        return  # never needed
+    run_agent(config, pipe)
+
+
+def run_agent(config: AgentConfig, pipe: Connection) -> None:
     """The process of one rank.
 
     Args:
         config: see `AgentConfig`.
-        launcher: for what only the launcher can do, and for why we end.
+        pipe: to the launcher, for what only it can do, and for why we end.
     """
-    _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _begin()
+    launcher = LauncherLine(pipe)
     settings = config.settings
     logs.configure("agent", rank=config.rank, form=settings.log_format, level=settings.log_level)
     try:
@@ -78,12 +93,12 @@ def run_agent(config: AgentConfig, launcher: Connection) -> None:
 
         def start_scheduler(address: str, size: int) -> None:
             if importlib.import_module(_BACKEND).scheduler_needed():
-                launcher.send(("scheduler", address, size))
+                launcher.start_scheduler(address, size)
 
-        Agent(config, executor, scheduler=scheduler, start_scheduler=start_scheduler).run()
+        Agent(config, executor, scheduler=scheduler, start_scheduler=start_scheduler, alive=launcher.alive).run()
     except RankmqError as error:
         log.error("%s", error.message)
-        launcher.send(("failed", error.code, error.message))
+        launcher.failed(error.code, error.message)
         sys.exit(error.exit_code if isinstance(error, OperatorError) else 1)
     except Exception:
         log.exception("a defect: the agent ends")
@@ -103,10 +118,15 @@ def run_scheduler(address: str, size: int) -> None:
         address: host:port to listen on.
         size: how many ranks it waits for.
     """
-    _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _begin()
     host, _, port = address.rpartition(":")
     importlib.import_module(_BACKEND).run_scheduler(host, int(port), size)
+
+
+def _begin() -> None:
+    """Ctrl-C is for the launcher, which then stops us in order. And the launcher's end is ours."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

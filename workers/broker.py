@@ -28,6 +28,7 @@ _AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
 _METHOD_FRAME = b"\x01"  # a broker that knows this version answers with the method Connection.Start
 _LOOK_EVERY = 0.03  # seconds between two looks at the AMQP port
 _MOST_SCHEDULERS = 4
+_BOOTING_STOP_TIMEOUT = 3.0  # seconds; a node that is told to end while it boots may hang, and has nothing to save yet
 _HOW_TO_GET = "install it (apt-get install rabbitmq-server), or name a broker with --broker-url or RANKMQ_BROKER_URL"
 
 
@@ -200,6 +201,8 @@ class PrivateBroker:
     def _boot(self, server: Server, lock: int, until: float, *, fast: bool) -> None:
         state = self._state
         account = state.account()
+        if not account.used:
+            state.clear()
         with reserve_ports(account, amqp=self._port, tls=self._tls is not None) as ports:
             account = replace(account, ports=ports.by_name())
             state.keep(account)
@@ -229,6 +232,8 @@ class PrivateBroker:
             if not ordered:
                 raise BrokerUnavailable(f"the private broker's epmd does not start (log: {state.output_file})")
             self._wait_until_up(guard, ports, until, logged)
+            account = replace(account, used=True)
+            state.keep(account)
             self._node = _Node(server, account, ports, environment, guard.pid)
 
     def _wait_until_up(self, guard: Guard, ports: Ports, until: float, logged: int) -> None:
@@ -258,8 +263,9 @@ class PrivateBroker:
         return f": {reason or 'it said nothing'} (log: {log if texts[1] else printed})"
 
     def _end_guard(self) -> None:
+        timeout = min(self._stop_timeout, _BOOTING_STOP_TIMEOUT) if self._node is None else self._stop_timeout
         guard, self._guard, self._node = self._guard, None, None
-        if guard is not None and not guard.end():
+        if guard is not None and not guard.end(timeout):
             LOG.warning("the private broker in %s did not end in an orderly way and was killed", self.state_dir)
 
 

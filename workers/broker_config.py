@@ -57,15 +57,22 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The node's one user, made when its state folder is, and the ports it had last.
+    """The node's one user, made when its state folder is, and what is known of its last start.
 
     Kept as JSON in the state folder: RabbitMQ takes the user only into an empty database, so a lost password is not
     made good by a new one.
+
+    Attributes:
+        user: its name.
+        password: its password.
+        ports: those of the last start, by name.
+        used: whether the node was ever up, so that its data may matter to somebody.
     """
 
     user: str
     password: str = field(repr=False)
     ports: Mapping[str, int] = field(default_factory=dict)
+    used: bool = False
 
     @classmethod
     def fresh(cls) -> Self:
@@ -82,18 +89,17 @@ class Account:
         try:
             kept = json.loads(text)
             ports = {str(name): int(port) for name, port in kept["ports"].items()}
-            user, password = kept["user"], kept["password"]
+            user, password, used = kept["user"], kept["password"], kept["used"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(file) from error
-        if not (
-            isinstance(user, str) and isinstance(password, str) and all(0 < port < 65536 for port in ports.values())
-        ):
+        right_types = isinstance(user, str) and isinstance(password, str) and isinstance(used, bool)
+        if not right_types or not all(0 < port < 65536 for port in ports.values()):
             raise _damaged(file)
-        return cls(user=user, password=password, ports=ports)
+        return cls(user=user, password=password, ports=ports, used=used)
 
     def to_json(self) -> str:
         """The text to keep."""
-        return json.dumps({"user": self.user, "password": self.password, "ports": dict(self.ports)}, indent=2) + "\n"
+        return json.dumps(asdict(self), indent=2) + "\n"
 
     def url(self, port: int, *, host: str = LOOPBACK, scheme: str = "amqp") -> str:
         """An AMQP URL for the default virtual host."""

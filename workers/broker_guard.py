@@ -3,8 +3,8 @@
 An owner that is killed cannot tidy up after itself, so this is a process of its own: in a session of its own, so that
 Ctrl-C in a terminal does not reach the node, and with the standard library alone, so that it starts in 20 ms. It is
 told what to start by one line of JSON on its standard input and answers with one on its standard output. It ends the
-node when anything more is written there, when that is closed, when the owner is gone, or on SIGTERM. Should it be
-killed itself, its children go with it (on Linux).
+node when it is told how many seconds that may take, when its standard input is closed, when the owner is gone, or on
+SIGTERM. Should it be killed itself, its children go with it (on Linux).
 
 `Guard` is the owner's end, `main` is the other.
 """
@@ -43,7 +43,6 @@ class Guard:
         theirs, self._tell = os.pipe()
         self._hear, answer = os.pipe()
         self._lock = lock
-        self._stop_timeout = 0.0
         self.pid = 0  # of the node
         try:
             self._process = subprocess.Popen(
@@ -80,12 +79,11 @@ class Guard:
             folder: in which both run.
             output: a file for what they print.
             timeout: seconds that epmd has.
-            stop_timeout: seconds that the node will have for its end.
+            stop_timeout: seconds that the node has for its end when its owner is gone.
 
         Returns:
             Whether the node was started.
         """
-        self._stop_timeout = stop_timeout
         order = {
             "owner": os.getpid(),
             "lock": self._lock,
@@ -115,18 +113,21 @@ class Guard:
         """Wait up to `timeout` seconds for the node's end; whether it has ended."""
         return bool(select.select([self._hear], [], [], timeout)[0])
 
-    def end(self) -> bool:
+    def end(self, timeout: float) -> bool:
         """Have the node and epmd ended, and wait for it.
 
+        Args:
+            timeout: seconds until the node is killed.
+
         Returns:
-            Whether that was done in an orderly way; if not, all were killed.
+            Whether the guard did as it was told; if not, all were killed.
         """
         with contextlib.suppress(BrokenPipeError):
-            _write(self._tell, b"end\n")  # closing would say the same, unless a forked child holds it open too
+            _write(self._tell, f"{timeout}\n".encode())
         os.close(self._tell)
         os.close(self._hear)
         try:
-            self._process.wait(self._stop_timeout + 5)
+            self._process.wait(timeout + 5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -159,9 +160,9 @@ def main() -> int:
             node = _child(order, "node", output.fileno())
             with contextlib.suppress(BrokenPipeError):
                 os.write(1, json.dumps({"node": node.pid, "epmd": epmd.pid}).encode() + b"\n")
-            _wait_for_end(node, wake, owner=order["owner"])
+            timeout = _wait_for_end(node, wake, owner=order["owner"], otherwise=order["stop_timeout"])
             told = node.poll() is None
-            _end(node, order["stop_timeout"])
+            _end(node, timeout)
             return 0 if told else node.returncode
         finally:
             _end(epmd, 2.0)
@@ -220,8 +221,8 @@ def _answers(port: int, process: subprocess.Popen[bytes], *, until: float) -> bo
     return False
 
 
-def _wait_for_end(node: subprocess.Popen[bytes], wake: int, *, owner: int) -> None:
-    """Return when the node has ended, or is to end."""
+def _wait_for_end(node: subprocess.Popen[bytes], wake: int, *, owner: int, otherwise: float) -> float:
+    """Return when the node has ended, or is to end: the seconds it has for that, `otherwise` if nobody says."""
     poller = select.poll()
     poller.register(wake, select.POLLIN)
     poller.register(0, select.POLLIN | select.POLLHUP)
@@ -231,10 +232,11 @@ def _wait_for_end(node: subprocess.Popen[bytes], wake: int, *, owner: int) -> No
         timeout = None
     while node.poll() is None and os.getppid() == owner:
         ready = {descriptor for descriptor, _ in poller.poll(timeout)}
-        if ready - {wake}:
-            return
-        if wake in ready and signal.SIGTERM in os.read(wake, 64):
-            return
+        if 0 in ready:
+            return float(_first_line(0) or otherwise)
+        if ready - {wake} or (wake in ready and signal.SIGTERM in os.read(wake, 64)):
+            break
+    return otherwise
 
 
 def _end(process: subprocess.Popen[bytes], timeout: float) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 import socket
 import sys
 import time
@@ -109,6 +110,10 @@ class StateFolder:
     def keep(self, account: Account) -> None:
         """Keep an account."""
         self.write("broker.json", account.to_json())
+
+    def clear(self) -> None:
+        """Remove what a first start left unfinished: nobody has used it, and RabbitMQ may not go on from it."""
+        shutil.rmtree(self.path / "data", ignore_errors=True)
 
     def make_cookie(self) -> None:
         """Make the secret by which Erlang nodes know each other, unless there is one (Erlang's own can be guessed)."""

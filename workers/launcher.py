@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..engine.settings import Settings
 from ..schemas.errors import GroupError, OperatorError, from_wire
 from ..schemas.messages import GroupId, RankExited
 from .agent import RESTART, AgentConfig
-from .agent_process import executor_kind, preload, run_agent, run_scheduler
+from .agent_process import executor_kind, preload, run_agent, run_scheduler, run_spare
 from .reporter import Reporter
 
 __all__ = ["Launcher"]
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 _RESTART_WINDOW_SECONDS = 600.0
 _LONGEST_PAUSE_SECONDS = 30.0
 _GRACE_SECONDS = 10.0
+_LOOK_SECONDS = 1.0
+_STALL_SECONDS = 3.0
 
 _Pipe = multiprocessing.connection.Connection
 
@@ -45,6 +47,7 @@ class _Rank:
     pipe: _Pipe | None = None
     deaths: deque[float] = field(default_factory=deque)
     due: float = 0.0
+    heard: float | None = None
     failure: OperatorError | None = None
 
 
@@ -70,6 +73,9 @@ class Launcher:
         self._context = multiprocessing.get_context("forkserver")
         self._schedulers: dict[GroupId, ForkServerProcess] = {}
         self._reporter = Reporter(settings)
+        self._spares: list[tuple[ForkServerProcess, _Pipe]] = []
+        self._silence = settings.heartbeat_seconds * settings.heartbeats_missed
+        self._looked = time.monotonic()
         self._stop_read, self._stop_write = os.pipe()
         self._stopping = False
 
@@ -89,6 +95,7 @@ class Launcher:
             while not self._stopping:
                 self._wait()
                 self._raise_failure()
+                self._fill_spares()
         finally:
             self._end()
 
@@ -102,14 +109,47 @@ class Launcher:
     def _start(self, rank: _Rank) -> None:
         old = rank.config
         rank.config = config = AgentConfig(old.group, old.rank, old.files, self._settings, self._host)  # with a new id
-        rank.due = 0.0
-        rank.pipe, theirs = self._context.Pipe()
-        rank.process = self._context.Process(
-            target=run_agent, args=(config, theirs), name=f"rankmq-agent-{config.rank}"
-        )
-        rank.process.start()
-        theirs.close()
+        rank.due, rank.heard = 0.0, None
+        spare = self._take_spare()
+        if spare is None:
+            rank.process, rank.pipe = self._spawn(f"rankmq-agent-{config.rank}", run_agent, config)
+        else:
+            rank.process, rank.pipe = spare
+            rank.pipe.send(config)
         log.info("rank %d of %s started: pid %d", config.rank, config.group, rank.process.pid)
+
+    def _spawn(self, name: str, target: Callable[..., None], *args: object) -> tuple[ForkServerProcess, _Pipe]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=target, args=(*args, theirs), name=name)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def _take_spare(self) -> tuple[ForkServerProcess, _Pipe] | None:
+        while self._spares:
+            process, pipe = self._spares.pop()
+            if process.is_alive():
+                return process, pipe
+            pipe.close()
+        return None
+
+    def _fill_spares(self) -> None:
+        while len(self._spares) < self._settings.spares:
+            self._spares.append(self._spawn("rankmq-spare", run_spare))
+
+    def _kill_frozen(self) -> None:
+        """A rank whose I/O thread says nothing any more is frozen, or worse; its end is a sign that all understand."""
+        now = time.monotonic()
+        stalled, self._looked = now - self._looked > _STALL_SECONDS, now
+        for rank in self._ranks:
+            if rank.process is None or rank.heard is None:
+                continue
+            if stalled:  # it was us who did not listen
+                rank.heard = now
+            elif now - rank.heard > self._silence:
+                log.warning("rank %d of %s says nothing: killed", rank.config.rank, rank.config.group)
+                rank.process.kill()
+                rank.heard = None
 
     def _wait(self) -> None:
         """Waits for the next event: a word from an agent, the end of one, the time to start one again, or a stop."""
@@ -120,13 +160,14 @@ class Launcher:
             if rank.pipe is not None:
                 waits[rank.pipe] = rank
         due = [rank.due for rank in self._ranks if rank.process is None]
-        timeout = max(0.0, min(due) - time.monotonic()) if due else None
+        timeout = max(0.0, min([_LOOK_SECONDS, *(moment - time.monotonic() for moment in due)]))
         for ready in multiprocessing.connection.wait(list(waits), timeout):
             awaited = waits[ready]
             if awaited is not None and ready is awaited.pipe:
                 self._listen(awaited)
             elif awaited is not None:
                 self._ended(awaited)
+        self._kill_frozen()
         for rank in self._ranks:
             if rank.process is None and rank.due <= time.monotonic() and not self._stopping:
                 self._start(rank)
@@ -141,6 +182,8 @@ class Launcher:
             rank.pipe = None
             return
         match message:
+            case ("alive",):
+                rank.heard = time.monotonic()
             case ("scheduler", str(address), int(size)):
                 self._start_scheduler(rank.config.group, address, size)
             case ("failed", str(code), str(text)):
@@ -210,6 +253,10 @@ class Launcher:
                 log.error("pid %s did not end and is killed", process.pid)
                 process.kill()
                 process.join(_GRACE_SECONDS)
+        for process, pipe in self._spares:
+            pipe.close()
+            process.kill()
+            process.join(_GRACE_SECONDS)
         for group in list(self._schedulers):
             self._end_scheduler(group)
         self._reporter.close()

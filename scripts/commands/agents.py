@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,20 +41,20 @@ def agents(
     settings: Settings,
     paths: Paths,
     servable: Annotated[
-        Optional[str],
+        str | None,
         typer.Option("--servable", metavar="NAME", help="Only this one of the servables in PATH.", show_default=False),
     ] = None,
     version: Version = 0,
     ranks: Annotated[
-        Optional[str],
+        str | None,
         typer.Option("--ranks", metavar="0-7|0,2,5", help="Which ranks (default: all).", show_default=False),
     ] = None,
     rank_table: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option("--rank-table", metavar="FILE", help="The ranks that it has for this host.", show_default=False),
     ] = None,
     host: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             "--host",
             metavar="NAME",
@@ -66,7 +66,7 @@ def agents(
         str, typer.Option("--group", metavar="NAME", help="Their group among the servables' replicas.")
     ] = "g0",
     model_files: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "--model-files",
             metavar="PATTERN",
@@ -149,7 +149,7 @@ def _files(servable: Servable, ranks: Sequence[int], patterns: Sequence[str]) ->
     if patterns:
         expanded = expand(patterns, ranks)
         check_model_files(list(expanded.values()), len(ranks), servable.subgraph_count)
-        return {rank: files for rank, files in expanded.items()}
+        return dict(expanded)
     found = servable.model_files
     if found is None:  # load it once more for the error that says what is missing
         found = load_servable(servable.directory.parent, servable.name, servable.version).model_files or ()

@@ -23,8 +23,8 @@ Examples:
 
     rankmq broker --show-password
 
-It listens on loopback alone. `rankmq orchestrator`, `agents`, `infer` and `status` find it by the state folder; what is
-queued there survives a restart.
+It listens on loopback alone. `rankmq orchestrator`, `agents`, `infer` and `status` find it by the state folder. \
+What is queued there survives a restart.
 """
 
 
@@ -47,9 +47,7 @@ def broker(
             show_default=False,
         ),
     ] = 0,
-    show_password: Annotated[
-        bool, typer.Option("--show-password", help="Print the URL with its password.")
-    ] = False,
+    show_password: Annotated[bool, typer.Option("--show-password", help="Print the URL with its password.")] = False,
 ) -> None:
     """Run a private RabbitMQ node in the foreground; its user, password and queues are kept in the state folder."""
     from pydantic import SecretStr

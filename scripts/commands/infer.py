@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,7 +27,7 @@ VALUE is JSON, or names a file:
 
     rankmq infer add sum --inputs instances.json --output - | jq .
 
-An .npz file with --inputs has one array per input; a .json file has one instance, {"x": VALUE}, or a list of them.
+An .npz file with --inputs has one array per input; a .json file has one instance, {"x": VALUE}, or a list of them. \
 Inputs without a dtype become what the graph takes, where that loses nothing.
 """
 
@@ -46,15 +46,15 @@ def infer(
         int, typer.Option("--version", metavar="N", help="The servable's version; 0 is the newest.", min=0)
     ] = 0,
     inputs: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option("--input", "-i", metavar="NAME=VALUE", help="An input; once for each.", show_default=False),
     ] = None,
     file: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option("--inputs", metavar="FILE", help="Inputs from a .json or .npz file.", show_default=False),
     ] = None,
     output: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             "--output",
             "-o",
@@ -109,10 +109,8 @@ def _rows(reply: Reply) -> list[dict[str, Any] | RankmqError]:
 
 
 def _show(rows: list[dict[str, Any] | RankmqError], reply: Reply, output: str | None, as_list: bool) -> None:
-    from rich.console import Console
-
     from ...schemas.errors import InstancesFailed, RankmqError
-    from ..show import outputs_table
+    from ..show import console, outputs_table
     from ..values import json_text, write_outputs
 
     results = [None if isinstance(row, RankmqError) else row for row in rows]
@@ -122,11 +120,11 @@ def _show(rows: list[dict[str, Any] | RankmqError], reply: Reply, output: str | 
         write_outputs(Path(output), results, as_list=as_list)
         typer.echo(f"written to {output}")
     else:
-        console = Console(soft_wrap=True, highlight=False)
-        console.print(outputs_table(rows))
+        out = console()
+        out.print(outputs_table(rows))
         if reply.stats is not None:
             steps = f"{reply.stats.steps} step{'' if reply.stats.steps == 1 else 's'}"
-            console.print(f"served in {reply.stats.served_ms:.1f} ms, {steps}", style="dim")
+            out.print(f"served in {reply.stats.served_ms:.1f} ms, {steps}", style="dim")
     errors = [row for row in rows if isinstance(row, RankmqError)]
     if len(errors) == len(rows) == 1:
         raise errors[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,7 @@ Examples:
 
     rankmq orchestrator my_servables/matmul --rank-table rank_table_8pcs.json --wait-agents 60
 
-Start its agents with `rankmq agents`, here or on other hosts, before or after it. Stop it with Ctrl-C or SIGTERM: it
+Start its agents with `rankmq agents`, here or on other hosts, before or after it. Stop it with Ctrl-C or SIGTERM: it \
 finishes the requests that run; those that wait stay on the broker.
 """
 
@@ -37,7 +37,7 @@ def orchestrator(
     paths: Paths,
     version: Version = 0,
     rank_table: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--rank-table",
             metavar="FILE",

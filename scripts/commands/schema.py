@@ -32,7 +32,8 @@ def add_to(app: typer.Typer) -> None:
 
 def schema(
     document: Annotated[
-        _Document, typer.Argument(help="JSON Schema of the messages, or the AsyncAPI 3 document of who sends what where.")
+        _Document,
+        typer.Argument(help="JSON Schema of the messages, or the AsyncAPI 3 document of who sends what where."),
     ] = _Document.json,
 ) -> None:
     """Print the schemas of the messages, generated from their types."""

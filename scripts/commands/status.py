@@ -22,7 +22,7 @@ Examples:
 
     rankmq status --json | jq '.[0].groups[0].ranks[].step'
 
-Exit code 0 if all groups are ready, 6 if one is not or nothing runs: `until rankmq status >/dev/null; do sleep 1; done`.
+Exit code 0 if all groups are ready, 6 if one is not or nothing runs.
 """
 
 _NOT_READY = 6
@@ -36,7 +36,9 @@ def add_to(app: typer.Typer) -> None:
 @with_settings("operator", quiet=True)
 def status(
     settings: Settings,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list with an object per orchestrator.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: a list with an object per orchestrator.")
+    ] = False,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", help="How long to wait for the first answer.", min=0.001)
     ] = 3.0,
@@ -60,35 +62,35 @@ def status(
 
 
 def _print(answers: Sequence[Status]) -> None:
-    from rich.console import Console
+    from ..show import console
 
-    console = Console(soft_wrap=True, highlight=False)
+    out = console()
     for it in answers:
-        console.print(
+        out.print(
             f"[bold]orchestrator[/] {it.orchestrator}: up {_duration(it.uptime_seconds)}, "
             f"{it.in_flight} of {it.max_in_flight} in flight, {it.served} served, {it.failed} failed"
         )
         for group in it.groups:
-            console.print()
-            _print_group(console, group)
-        console.print()
-        console.print(_queues(it))
+            out.print()
+            _print_group(out, group)
+        out.print()
+        out.print(_queues(it))
 
 
-def _print_group(console: Any, group: GroupStatus) -> None:
+def _print_group(out: Any, group: GroupStatus) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     color = "green" if group.state == "ready" else "yellow"
-    console.print(
-        f"[bold]{group.group}[/] [{color}]{group.state}[/]: epoch {group.epoch}, {group.step} steps, {group.size} ranks, "
-        f"communication {group.communication}, {group.waiting} rows waiting"
+    out.print(
+        f"[bold]{group.group}[/] [{color}]{group.state}[/]: epoch {group.epoch}, {group.step} steps, {group.size} "
+        f"ranks, communication {group.communication}, {group.waiting} rows waiting"
     )
     if group.subgraphs:
-        console.print(f"  subgraphs {', '.join(group.subgraphs)}; methods {', '.join(group.methods)}", style="dim")
+        out.print(f"  subgraphs {', '.join(group.subgraphs)}; methods {', '.join(group.methods)}", style="dim")
     if group.forming is not None:
         missing = f"ranks {_ranges(group.forming.missing)} are missing; " if group.forming.missing else ""
-        console.print(f"  [yellow]{missing}{escape(group.forming.reason)}[/]")
+        out.print(f"  [yellow]{missing}{escape(group.forming.reason)}[/]")
     with_errors = any(rank.last_error for rank in group.ranks)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("rank", "pid", "step", "memory", "restarts"):
@@ -107,7 +109,7 @@ def _print_group(console: Any, group: GroupStatus) -> None:
             escape(rank.queue),
             *([escape(rank.last_error)] if with_errors else []),
         )
-    console.print(table)
+    out.print(table)
 
 
 def _queues(status: Status) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ Examples:
 
     rankmq up my_servables/matmul --model-files 'out/{rank}/a.mindir' --model-files 'out/{rank}/b.mindir'
 
-Without a broker's URL it starts a private RabbitMQ node, on loopback alone; what is queued there survives a restart.
+Without a broker's URL it starts a private RabbitMQ node, on loopback alone; what is queued there survives a restart. \
 Stop it with Ctrl-C or SIGTERM: it finishes what runs. A second Ctrl-C does not wait for that.
 """
 
@@ -44,7 +44,7 @@ def up(
     paths: Paths,
     version: Version = 0,
     model_files: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "--model-files",
             metavar="PATTERN",
@@ -54,7 +54,7 @@ def up(
         ),
     ] = None,
     log_dir: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--log-dir",
             metavar="DIR",
@@ -77,7 +77,8 @@ def up(
 async def _serve(engine: LocalEngine, progress: Any) -> None:
     from ..interrupts import Interrupts
 
-    with Interrupts(engine.kill) as interrupts:
+    with Interrupts() as interrupts:
+        interrupts.impatient = engine.kill
         async with engine:
             if await interrupts.first(engine.ready()):
                 progress.close()
@@ -89,30 +90,30 @@ async def _serve(engine: LocalEngine, progress: Any) -> None:
 
 
 def _print(engine: LocalEngine) -> None:
-    from rich.console import Console
-
     from ...workers.endpoint import state_folder
+    from ..show import console
 
-    console = Console(soft_wrap=True, highlight=False)
+    out = console()
     ranks = sum(servable.rank_size for servable in engine.servables)
-    console.print(f"[bold green]rankmq is up[/] after {engine.seconds['ready']:.1f} s, with {ranks} ranks")
-    console.print(f"  broker  {engine.settings.address()}  (its password is in {engine.state_dir / 'endpoint.json'})")
-    console.print(f"  state   {engine.state_dir}")
+    out.print(f"[bold green]rankmq is up[/] after {engine.seconds['ready']:.1f} s, with {ranks} ranks")
+    out.print(f"  broker  {engine.settings.address()}  (its password is in {engine.state_dir / 'endpoint.json'})")
+    out.print(f"  state   {engine.state_dir}")
     for servable in engine.servables:
-        console.print(f"  [bold]{servable.name}[/]  version {servable.version}")
+        out.print(f"  [bold]{servable.name}[/]  version {servable.version}")
         for name, inputs, outputs, kind in _callable(servable):
-            console.print(f"    {name}({inputs}) -> {outputs}{kind}")
+            out.print(f"    {name}({inputs}) -> {outputs}{kind}")
     example = engine.servables[0]
     name, inputs, _, _ = _callable(example)[-1]
     given = " ".join(f"-i {it}=..." for it in inputs.split(", ") if it)
     default = state_folder(engine.settings.model_copy(update={"state_dir": None}))
     state = "" if engine.state_dir == default else f" --state {engine.state_dir}"
-    console.print(f"call it with: rankmq infer {example.name} {name} {given}{state}; stop with Ctrl-C", style="dim")
+    out.print(f"call it with: rankmq infer {example.name} {name} {given}{state}; stop with Ctrl-C", style="dim")
 
 
 def _callable(servable: Servable) -> list[tuple[str, str, str, str]]:
-    entries = [(it, "") for it in servable.methods.values()]
-    pipelines = [(it, "  (pipeline)") for it in servable.pipelines.values()]
-    return [
-        (it.name, ", ".join(it.input_names), ", ".join(it.output_names), kind) for it, kind in [*entries, *pipelines]
-    ]
+    found: list[tuple[str, str, str, str]] = []
+    for method in servable.methods.values():
+        found.append((method.name, ", ".join(method.input_names), ", ".join(method.output_names), ""))
+    for it in servable.pipelines.values():
+        found.append((it.name, ", ".join(it.input_names), ", ".join(it.output_names), "  (pipeline)"))
+    return found

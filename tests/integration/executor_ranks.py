@@ -1,14 +1,18 @@
 """Ranks for the tests of the MindSpore executor: what runs in each process, and how a group of them is started."""
 
 import multiprocessing
+import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from rankmq.schemas.errors import RankmqError
@@ -102,6 +106,9 @@ def run_group(jobs: Sequence[Job], *, seconds: float = 90.0) -> list[Outcome]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([BACKEND])
     started = []
+    # The fork server does not take over our sys.path, and is silent about what it cannot import.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
     try:
         if jobs[0].scheduler:
             host, _, port = jobs[0].address.rpartition(":")

@@ -100,9 +100,9 @@ def test_environment_without_links_leaves_rabbitmq_its_own_folders():
     assert not {"RABBITMQ_SERVER_CODE_PATH", "RABBITMQ_PLUGINS_DIR"} & environment().keys()
 
 
-@given(st.text(min_size=1), st.text(min_size=1), st.dictionaries(st.text(), st.integers(1, 65535)))
-def test_account_survives_being_kept(user, password, ports):
-    account = Account(user=user, password=password, ports=ports)
+@given(st.text(min_size=1), st.text(min_size=1), st.dictionaries(st.text(), st.integers(1, 65535)), st.booleans())
+def test_account_survives_being_kept(user, password, ports, used):
+    account = Account(user=user, password=password, ports=ports, used=used)
 
     assert Account.from_json(account.to_json(), file=Path("broker.json")) == account
 
@@ -115,11 +115,13 @@ def test_account_survives_being_kept(user, password, ports):
         "[]",
         "null",
         "{}",
-        '{"user": "u", "password": "p"}',
-        '{"user": "u", "password": 3, "ports": {}}',
-        '{"user": "u", "password": "p", "ports": {"amqp": "x"}}',
-        '{"user": "u", "password": "p", "ports": {"amqp": 70000}}',
-        '{"user": "u", "password": "p", "ports": []}',
+        '{"user": "u", "password": "p", "used": true}',
+        '{"user": "u", "password": "p", "ports": {}}',
+        '{"user": "u", "password": "p", "ports": {}, "used": 3}',
+        '{"user": "u", "password": 3, "ports": {}, "used": true}',
+        '{"user": "u", "password": "p", "ports": {"amqp": "x"}, "used": true}',
+        '{"user": "u", "password": "p", "ports": {"amqp": 70000}, "used": true}',
+        '{"user": "u", "password": "p", "ports": [], "used": true}',
     ],
 )
 def test_damaged_account_names_its_file(text):

@@ -1,0 +1,44 @@
+"""How long the ranks take for a row, and so how many rows may make a step."""
+
+from __future__ import annotations
+
+__all__ = ["Pace"]
+
+_SHARE = 0.2
+"""The part of the time allowed for a step that a step is planned to take."""
+
+_WEIGHT = 0.3
+"""Of the newest measurement in the mean."""
+
+
+class Pace:
+    """Learned from the steps that were run, by subgraph.
+
+    Args:
+        step_timeout: seconds after which an unanswered step is overdue.
+    """
+
+    def __init__(self, step_timeout: float) -> None:
+        self._allowed = step_timeout * _SHARE
+        self._timeout = step_timeout
+        self._seconds: dict[int, float] = {}
+
+    def ran(self, subgraph: int, rows: int, seconds: float) -> None:
+        """A step of so many rows took so long on its slowest rank."""
+        new = seconds / rows
+        old = self._seconds.get(subgraph, new)
+        self._seconds[subgraph] = old + _WEIGHT * (new - old)
+
+    def overdue(self, subgraph: int, rows: int) -> None:
+        """A step of so many rows was not done in the time allowed."""
+        self._seconds[subgraph] = max(self._seconds.get(subgraph, 0.0), self._timeout / rows)
+
+    def rows(self, subgraph: int, most: int) -> int:
+        """How many rows a step may have; at least 1.
+
+        Args:
+            subgraph: its number.
+            most: as many as it may have where nothing is known, or they are quick.
+        """
+        seconds = self._seconds.get(subgraph, 0.0)
+        return most if seconds * most <= self._allowed else max(1, int(self._allowed / seconds))

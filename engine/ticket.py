@@ -1,0 +1,59 @@
+"""One call of a subgraph, from the moment it is made to the moment all its rows have their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..schemas.errors import RankmqError
+
+__all__ = ["Done", "RowResult", "Ticket"]
+
+RowResult = tuple[np.ndarray[Any, Any], ...] | RankmqError
+Done = Callable[[list[RowResult]], None]
+
+
+class Ticket:
+    """Gathers the results of a call's rows as they come, and tells once when all are there.
+
+    Args:
+        subgraph: the servable-wide number.
+        rows: per row the graph's inputs, as they were given.
+        lenient: whether values may be converted to the graph's dtypes.
+        requests: ids of the requests that it is part of.
+        done: called with one result or error per row, in order.
+    """
+
+    __slots__ = ("_done", "_left", "_results", "lenient", "places", "requests", "rows", "subgraph", "voids")
+
+    def __init__(
+        self, subgraph: int, rows: Sequence[tuple[Any, ...]], *, lenient: bool, requests: tuple[str, ...], done: Done
+    ) -> None:
+        self.subgraph = subgraph
+        self.rows = rows
+        self.lenient = lenient
+        self.requests = requests
+        self.places: list[int] = []  # per row that could be run, where it stands among the rows
+        self.voids: dict[int, int] = {}  # by place, how many epochs were lost under it
+        self._results: list[RowResult | None] = [None] * len(rows)
+        self._left = len(rows)
+        self._done = done
+
+    def settle(self, place: int, result: RowResult) -> None:
+        """Gives a row its result; a row that has one keeps it."""
+        if self._results[place] is None:
+            self._results[place] = result
+            self._left -= 1
+            if self._left == 0:
+                self._done([it for it in self._results if it is not None])
+
+    def settle_all(self, error: RankmqError) -> None:
+        """Gives every row that has no result this error."""
+        for place in range(len(self._results)):
+            self.settle(place, error)
+
+    def is_settled(self, place: int) -> bool:
+        """Whether a row has its result."""
+        return self._results[place] is not None
