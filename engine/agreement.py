@@ -12,9 +12,7 @@ from .servable import Servable
 __all__ = ["plan_all", "rank_plans"]
 
 
-def plan_all(
-    servable: Servable, group: GroupId, graphs: Mapping[int, Sequence[GraphInfo]]
-) -> dict[int, SubgraphPlan]:
+def plan_all(servable: Servable, group: GroupId, graphs: Mapping[int, Sequence[GraphInfo]]) -> dict[int, SubgraphPlan]:
     """Plans every subgraph from what the ranks hold.
 
     Args:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,40 +18,32 @@ from ..schemas.errors import (
     LimitExceeded,
     LockstepError,
     ModelError,
-    OperatorError,
     RankmqError,
     ServingError,
     from_wire,
 )
 from ..schemas.messages import (
-    Call,
-    Column,
-    Drain,
-    Form,
     GraphInfo,
     GraphPlan,
     GroupId,
     GroupStatus,
     RankReply,
-    Refused,
-    Restart,
-    Task,
-    Welcome,
 )
-from ..schemas.tensors import nbytes
-from .batcher import Batch, Batcher, PendingCall, Row
+from .agreement import plan_all, rank_plans
+from .batcher import Batch, Batcher, Owner, PendingCall, Row
 from .group import Action, Began, Ended, GiveUp, Group, GroupRules, GroupState, Send
+from .group_ports import GroupPorts
 from .ledger import Finished, StepLedger
-from .plan import SubgraphPlan, make_plan
+from .pace import Pace
+from .plan import SubgraphPlan
 from .servable import Servable
-from .topology import RANK_ALL, rank_tag
+from .tasks import largest_bytes, least_bytes, tasks_of
+from .ticket import Done, RowResult, Ticket
+from .topology import RANK_ALL
 
-__all__ = ["GroupDriver", "GroupPorts", "RowResult"]
+__all__ = ["Done", "GroupDriver", "GroupPorts", "RowResult"]
 
 log = logging.getLogger(__name__)
-
-RowResult = tuple[np.ndarray[Any, Any], ...] | RankmqError
-Done = Callable[[list[RowResult]], None]
 
 _UNSTACKED_ROWS = 64
 """Most rows in a step of a graph without a batch dimension: they run back to back, and others wait meanwhile."""
@@ -62,47 +53,6 @@ _STACKED_ROWS = 1024
 
 _TASK_OVERHEAD = 4096
 """Bytes that a task may take beside its tensors."""
-
-
-class GroupPorts(Protocol):
-    """How a group reaches the world."""
-
-    def send_task(self, subgraph: int, tag: str, task: Task) -> None:
-        """Publishes a task to the subgraph's exchange under a rank tag."""
-
-    def send_control(self, tag: str, message: Welcome | Refused | Form | Drain | Restart) -> None:
-        """Publishes a control message to the ranks that the tag reaches."""
-
-    def group_ready(self, driver: GroupDriver) -> None:
-        """The group serves."""
-
-    def group_broken(self, driver: GroupDriver, reason: str) -> None:
-        """The group does not serve any more, for now."""
-
-    def group_given_up(self, driver: GroupDriver, error: OperatorError) -> None:
-        """The group cannot form."""
-
-
-@dataclass(eq=False, slots=True)
-class _Ticket:
-    """One call and its rows' results, as they come."""
-
-    subgraph: int
-    rows: Sequence[tuple[Any, ...]]
-    lenient: bool
-    requests: tuple[str, ...]
-    done: Done
-    results: list[RowResult | None]
-    left: int
-    epochs_lost: int = 0
-    places: list[int] = field(default_factory=list)
-
-    def settle(self, place: int, result: RowResult) -> None:
-        if self.results[place] is None:
-            self.results[place] = result
-            self.left -= 1
-            if self.left == 0:
-                self.done([it for it in self.results if it is not None])
 
 
 class GroupDriver:
@@ -142,10 +92,16 @@ class GroupDriver:
         self._max_attempts = max_attempts
         self._max_message = max_message
         self._step_timeout = step_timeout
+        self._pace = Pace(step_timeout)
         self._batcher = Batcher(self._max_rows)
         self._ledger: StepLedger[Batch] | None = None
-        self._early: list[_Ticket] = []
-        self._tickets: dict[_Ticket, None] = {}
+        self._held: Batch | None = None
+        self._alone = False
+        self._overdue: int | None = None
+        self._began_once = False
+        self._closed: RankmqError | None = None
+        self._early: list[Ticket] = []
+        self._tickets: dict[Ticket, None] = {}
 
     # --------------------------------------------------------------------------------------------------- calls
 
@@ -161,27 +117,29 @@ class GroupDriver:
             lenient: whether values may be converted to the graph's dtypes.
             requests: ids, for logs and the task.
         """
+        if self._closed is not None or not rows:
+            done([self._closed for _ in rows if self._closed is not None])
+            return
 
         def settled(results: list[RowResult]) -> None:
             self._tickets.pop(ticket, None)
             done(results)
 
-        ticket = _Ticket(subgraph, rows, lenient, requests, settled, [None] * len(rows), len(rows))
+        ticket = Ticket(subgraph, rows, lenient=lenient, requests=requests, done=settled)
         self._tickets[ticket] = None
-        if self.plans:
+        if self._began_once:
             self._admit(ticket)
             self.pump()
         else:
-            self._early.append(ticket)
+            self._early.append(ticket)  # the ranks that come to serve may have other graphs than those that first try
 
-    def _admit(self, ticket: _Ticket) -> None:
+    def _admit(self, ticket: Ticket) -> None:
         plan = self.plans.get(ticket.subgraph)
+        if plan is None:
+            ticket.settle_all(ModelError(f"subgraph {ticket.subgraph}: the ranks hold {len(self.plans)} graphs"))
+            return
         good: list[Row] = []
         for place, row in enumerate(ticket.rows):
-            if plan is None:
-                count = len(self.plans)
-                ticket.settle(place, ModelError(f"subgraph {ticket.subgraph}: the ranks hold {count} graphs"))
-                continue
             try:
                 checked = plan.check_row([np.asarray(value) for value in row], lenient=ticket.lenient)
             except RankmqError as error:
@@ -189,24 +147,24 @@ class GroupDriver:
             else:
                 good.append(checked)
                 ticket.places.append(place)
-        if good and plan is not None:
+        if good:
             keys = [plan.batch_key(row) for row in good]
             self._batcher.add(PendingCall(ticket.subgraph, good, keys, ticket, ticket.requests))
 
     def _max_rows(self, subgraph: int) -> int:
-        plan = self.plans[subgraph]
-        if not plan.stacked:
-            return _UNSTACKED_ROWS
-        wanted = self.servable.model_of(subgraph).batch_size or plan.static_rows or _STACKED_ROWS
-        return min(wanted, plan.static_rows or wanted)
+        plan, wanted = self.plans[subgraph], self.servable.model_of(subgraph).batch_size
+        if plan.static_rows is not None:
+            return min(wanted or plan.static_rows, plan.static_rows)  # it takes as long with fewer
+        return self._pace.rows(subgraph, (wanted or _STACKED_ROWS) if plan.stacked else _UNSTACKED_ROWS)
 
     def fail_all(self, error: RankmqError) -> None:
-        """Fails every call that is waiting or under way; nothing of this group will be answered any more."""
+        """Fails every call that is waiting or under way, and every one that is made from now on."""
+        self._closed = error
         self._early.clear()
+        self._held = None
         self._batcher = Batcher(self._max_rows)
         for ticket in list(self._tickets):
-            for place in range(len(ticket.results)):
-                ticket.settle(place, error)
+            ticket.settle_all(error)
 
     @property
     def outstanding(self) -> int:
@@ -219,39 +177,30 @@ class GroupDriver:
         """Issues as many steps as the lockstep window allows."""
         ledger = self._ledger
         while ledger is not None and self.group.state is GroupState.READY and ledger.can_issue():
-            batch = self._batcher.take()
+            batch, self._held = self._held or self._batcher.take(), None
             if batch is None:
                 return
+            alone = batch.apart is not None and any(_ticket(call).voids for call, _ in batch.owners)
+            if ledger.outstanding and (alone or self._alone):
+                self._held = batch  # rows under which an epoch was lost: if it happens again, it was them
+                return
+            self._alone = alone
             self._issue(ledger, batch)
 
     def _issue(self, ledger: StepLedger[Batch], batch: Batch) -> None:
         plan = self.plans[batch.subgraph]
+        if len(batch) > 1 and least_bytes(plan, batch.rows) > self._max_message:
+            self._batcher.split(batch)  # without putting together first what is too large anyway
+            return
         scattered = plan.scatter(batch.rows)
-        largest = _size(scattered.replicated), max(map(_size, scattered.sharded), default=0)
-        if max(largest) + _TASK_OVERHEAD > self._max_message:
-            self._part(batch, LimitExceeded(f"a row of {max(largest)} bytes: the broker takes {self._max_message}"))
+        largest = largest_bytes(scattered)
+        if largest + _TASK_OVERHEAD > self._max_message:
+            self._part(batch, LimitExceeded(f"a row of {largest} bytes: the broker takes {self._max_message}"))
             return
         step = ledger.issue(batch, self._clock())
         self.steps += 1
-        work = Call(subgraph=batch.subgraph, rows=len(batch), stacked=plan.stacked)
-        parts = 2 if scattered.replicated and scattered.sharded else 1
-
-        def task(part: int, columns: tuple[Column, ...]) -> Task:
-            return Task(
-                group=self.id,
-                epoch=self.group.epoch,
-                step=step,
-                part=part,
-                parts=parts,
-                work=work,
-                inputs=columns,
-                requests=batch.requests,
-            )
-
-        if scattered.replicated or not scattered.sharded:
-            self._ports.send_task(batch.subgraph, RANK_ALL, task(0, scattered.replicated))
-        for rank, columns in zip(plan.ranks, scattered.sharded, strict=False):
-            self._ports.send_task(batch.subgraph, rank_tag(rank), task(parts - 1, columns))
+        for tag, task in tasks_of(batch, plan, scattered, group=self.id, epoch=ledger.epoch, step=step):
+            self._ports.send_task(batch.subgraph, tag, task)
 
     def replied(self, reply: RankReply) -> None:
         """A rank has run a step."""
@@ -265,7 +214,7 @@ class GroupDriver:
         except LockstepError as error:
             log.warning("refused: %s", error)
             if reply.epoch == ledger.epoch:  # else it is only late news of an epoch that ended
-                self._do(self.group.lost(reply.rank, f"out of step: {error.message}", now))
+                self._do(self.group.stuck([reply.rank], f"out of step: {error.message}", now))
             return
         self.group.progressed(reply.rank, reply.step, now)
         if finished is not None:
@@ -281,6 +230,8 @@ class GroupDriver:
             error = from_wire(failed.error.code, f"rank {failed.rank}: {failed.error.message}")
             self._part(batch, error if isinstance(error, ServingError) else GraphFailed(error.message))
             return
+        slowest = max(reply.ran_us for reply in finished.replies.values())
+        self._pace.ran(batch.subgraph, len(batch), slowest / 1e6)
         columns = {rank: reply.outputs for rank, reply in finished.replies.items()}
         try:
             rows = self.plans[batch.subgraph].gather(columns, len(batch))
@@ -305,12 +256,13 @@ class GroupDriver:
         self._do(happened(self.group, self._clock()))
 
     def rank_unreachable(self, tag: str) -> None:
-        """A message to a rank came back: its queue is gone."""
-        if tag == RANK_ALL:
-            self.handle(lambda group, now: group.broken("no rank's queue is there any more", now))
-        else:
-            rank = int(tag.rpartition(".")[2])
-            self.handle(lambda group, now: group.lost(rank, "its queue is gone", now))
+        """A task for the ranks that a tag reaches came back: there is no queue."""
+        if self.group.state not in (GroupState.READY, GroupState.DRAINING):
+            return  # known already; who holds the rank now has a queue
+        size = self.group.rules.size
+        gone = range(size) if tag == RANK_ALL else [int(tag.rpartition(".")[2])]
+        now = self._clock()
+        self._do([action for rank in gone for action in self.group.lost(rank, "its queue is gone", now)])
 
     def tick(self) -> None:
         """Time passed."""
@@ -318,8 +270,8 @@ class GroupDriver:
         self._do(self.group.tick(now))
         if self._ledger is not None and self.group.state in (GroupState.READY, GroupState.DRAINING):
             for step, ranks in self._ledger.overdue(now, self._step_timeout)[:1]:
-                reason = f"step {step} is overdue"
-                self._do([action for rank in ranks for action in self.group.lost(rank, reason, now)])
+                self._overdue = step - min(self._ledger.progress.values()) - 1
+                self._do(self.group.stuck(ranks, f"step {step} is overdue", now))
 
     def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -338,6 +290,7 @@ class GroupDriver:
     def _began(self, epoch: int) -> None:
         log.info("%s is ready: epoch %d, %d ranks", self.id, epoch, self.group.rules.size, extra={"epoch": epoch})
         self._ledger = StepLedger(epoch, range(self.group.rules.size), self.group.rules.window)
+        self._began_once = True
         early, self._early = self._early, []
         for ticket in early:
             self._admit(ticket)
@@ -350,26 +303,40 @@ class GroupDriver:
         log.warning(
             "%s: epoch %d ended, %d steps are void: %s", self.id, epoch, len(voided), reason, extra={"epoch": epoch}
         )
-        exhausted = self._count_lost(voided, reason)
+        overdue, self._overdue = self._overdue, None
+        if overdue is not None and overdue < len(voided):
+            self._pace.overdue(voided[overdue].subgraph, len(voided[overdue]))
+        held, self._held = self._held, None
+        if held is not None:
+            self._batcher.put_back(held)
         for batch in reversed(voided):
-            self._batcher.put_back(batch)
-        for call in exhausted:
-            self._batcher.cancel(call)
+            self._try_again(batch, reason)
         if ledger is not None:
             self._ports.group_broken(self, reason)
 
-    def _count_lost(self, voided: Sequence[Batch], reason: str) -> list[PendingCall]:
-        """Takes down that an epoch was lost under these calls; those that have had enough are failed and given back."""
-        exhausted: list[PendingCall] = []
-        for call in dict.fromkeys(call for batch in voided for call, _ in batch.owners):
-            ticket: _Ticket = call.owner  # type: ignore[assignment]
-            ticket.epochs_lost += 1
-            if ticket.epochs_lost >= self._max_attempts:
-                error = AttemptsExhausted(f"the group was lost {ticket.epochs_lost} times under it; last: {reason}")
-                for place in ticket.places:
-                    ticket.settle(place, error)
-                exhausted.append(call)
-        return exhausted
+    def _try_again(self, batch: Batch, reason: str) -> None:
+        """Puts back rows under which the epoch was lost. They may be why, so they run by themselves from now on.
+
+        Where a last attempt is left, each runs alone, so that a row that takes ranks down does not exhaust the attempts
+        of others.
+        """
+        again: list[Owner] = []
+        singly = False
+        exhausted: list[tuple[Ticket, int, int]] = []
+        for call, index in batch.owners:
+            ticket = _ticket(call)
+            place = ticket.places[index]
+            lost = ticket.voids[place] = ticket.voids.get(place, 0) + 1
+            if lost >= self._max_attempts:
+                exhausted.append((ticket, place, lost))
+            else:
+                again.append((call, index))
+                singly = singly or lost == self._max_attempts - 1
+        for owners in [[owner] for owner in again] if singly else [again] if again else []:
+            oldest, index = owners[0]
+            self._batcher.put_back(Batch(batch.subgraph, tuple(owners), batch.apart or (oldest.number, index)))
+        for ticket, place, lost in exhausted:
+            ticket.settle(place, AttemptsExhausted(f"the group was lost {lost} times under it; last: {reason}"))
 
     def _agree(self, graphs: Mapping[int, Sequence[GraphInfo]]) -> Mapping[int, tuple[GraphPlan, ...]]:
         """Plans every subgraph from what the ranks hold.
@@ -377,41 +344,9 @@ class GroupDriver:
         Raises:
             ModelError: the ranks do not fit together, or not to the configuration.
         """
-        counts = {len(held) for held in graphs.values()}
-        declared = self.servable.subgraph_count
-        if len(counts) > 1:
-            several = ", ".join(f"rank {rank} {len(held)}" for rank, held in sorted(graphs.items()))
-            raise ModelError(f"{self.id}: the ranks hold different numbers of graphs: {several}")
-        count = counts.pop()
-        if declared is not None and declared != count:
-            raise ModelError(f"{self.id}: the ranks hold {count} graphs, the configuration has {declared} subgraphs")
-        ranks = tuple(sorted(graphs))
-        plans = {}
-        for subgraph in range(count):
-            model, layouts = self.servable.model_of(subgraph), self.servable.subgraph(subgraph)
-            plans[subgraph] = make_plan(
-                subgraph,
-                ranks=ranks,
-                inputs=layouts.inputs,
-                outputs=layouts.outputs,
-                stacked=model.with_batch_dim,
-                unstacked_inputs=frozenset(model.without_batch_dim_inputs),
-                infos={rank: held[subgraph] for rank, held in graphs.items()},
-                default_rank=model.result_rank,
-            )
-        self.plans = plans
-        self.files = tuple(graph.file for graph in graphs[ranks[0]])
-        return {
-            rank: tuple(
-                GraphPlan(
-                    stacked=plan.stacked,
-                    unstacked_inputs=tuple(sorted(plan.unstacked_inputs)),
-                    returns=plan.returns(rank),
-                )
-                for plan in plans.values()
-            )
-            for rank in ranks
-        }
+        self.plans = plans = plan_all(self.servable, self.id, graphs)
+        self.files = tuple(graph.file for graph in next(iter(graphs.values())))
+        return {rank: rank_plans(plans, rank) for rank in graphs}
 
     def status(self) -> GroupStatus:
         """The group at a glance."""
@@ -424,7 +359,9 @@ class GroupDriver:
             size=group.rules.size,
             stage_size=self.servable.stage_size,
             in_flight=self.outstanding,
-            waiting=self._batcher.waiting_rows + sum(len(ticket.rows) for ticket in self._early),
+            waiting=self._batcher.waiting_rows
+            + len(self._held.owners if self._held is not None else ())
+            + sum(len(ticket.rows) for ticket in self._early),
             communication=group.communication,
             forming=group.forming(),
             subgraphs=self.files,
@@ -433,12 +370,12 @@ class GroupDriver:
         )
 
 
-def _settle(call: PendingCall, index: int, result: RowResult) -> None:
-    ticket = call.owner
-    if not isinstance(ticket, _Ticket):
+def _ticket(call: PendingCall) -> Ticket:
+    if not isinstance(call.owner, Ticket):
         raise InternalError(f"a call without its ticket: {call.owner!r}")
+    return call.owner
+
+
+def _settle(call: PendingCall, index: int, result: RowResult) -> None:
+    ticket = _ticket(call)
     ticket.settle(ticket.places[index], result)
-
-
-def _size(columns: Sequence[Column]) -> int:
-    return sum(nbytes(tensor) for column in columns for tensor in column.tensors)

@@ -123,7 +123,7 @@ class Group:
     def registered(self, message: Register, now: float) -> list[Action]:
         """An agent asks to hold a rank.
 
-        Where another holds it, the holder's next heartbeat decides: either comes, or the holder turns out to be gone.
+        Where another holds it, the holder's next heartbeats decide: they come, or the holder turns out to be gone.
         """
         return self._let_in(self._register(message, now), now)
 
@@ -139,7 +139,7 @@ class Group:
                 actions += self._end(f"rank {rank} registered anew", now)
         elif held is not None:
             if not roster.silent(rank, now):
-                displaced = roster.wait(message)
+                displaced = roster.wait(message, now)
                 return [] if displaced is None else [self._refuse(displaced, self._is_held(rank))]
             actions += self._lose(rank, f"silent for {now - held.heard:.1f} s", now)
         self.epoch = max(self.epoch, message.last_epoch)
@@ -265,7 +265,8 @@ class Group:
             return [Send(rank_tag(rank), welcome)] if stray else []
         member.heard = now
         member.rss = message.rss
-        heir = roster.heirless(rank)
+        # A word from before may be under way yet when the holder is dead and its heir is there.
+        heir = roster.heirless(rank, since=now - self.rules.heartbeat_seconds)
         return [] if heir is None else [self._refuse(heir, self._is_held(rank))]
 
     def progressed(self, rank: int, step: int, now: float) -> None:

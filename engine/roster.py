@@ -5,6 +5,7 @@ A value without a clock of its own; what follows from it is `group.Group`'s to d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ class Roster:
         self.size = size
         self._silence = silence
         self._members: dict[int, Member] = {}
-        self._heirs: dict[int, Register] = {}
+        self._heirs: dict[int, tuple[Register, float]] = {}
         self._strays: dict[int, str] = {}
         self._restarts: dict[int, int] = {}
         self._errors: dict[int, str] = {}
@@ -121,28 +122,39 @@ class Roster:
 
     # ----------------------------------------------------------------------------------------------- heirs and strays
 
-    def wait(self, register: Register) -> Register | None:
+    def wait(self, register: Register, now: float) -> Register | None:
         """Has an agent wait for a rank until its holder is heard of or known to be gone.
 
         Returns:
             Another one that has waited so far, and waits no more.
         """
-        before = self._heirs.pop(register.rank, None)
-        self._heirs[register.rank] = register
-        return before if before is not None and before.agent != register.agent else None
+        before, since = self._heirs.get(register.rank, (register, now))
+        same = before.agent == register.agent
+        self._heirs[register.rank] = register, since if same else now
+        return None if same else before
 
     def heir(self, rank: int) -> Register | None:
         """Who waits for a rank."""
-        return self._heirs.get(rank)
+        found = self._heirs.get(rank)
+        return None if found is None else found[0]
 
-    def heirless(self, rank: int) -> Register | None:
-        """Who waited for a rank, and waits no more."""
-        return self._heirs.pop(rank, None)
+    def heirless(self, rank: int, since: float = math.inf) -> Register | None:
+        """Who waited for a rank, and waits no more.
+
+        Args:
+            rank: the rank.
+            since: only one that began to wait no later than this.
+        """
+        found = self._heirs.get(rank)
+        if found is None or found[1] > since:
+            return None
+        del self._heirs[rank]
+        return found[0]
 
     def next_heir(self) -> Register | None:
         """One whose rank has become free; waits no more."""
         rank = next((rank for rank in self._heirs if rank not in self._members), None)
-        return None if rank is None else self._heirs.pop(rank)
+        return None if rank is None else self._heirs.pop(rank)[0]
 
     def is_stray(self, message: Heartbeat) -> bool:
         """Whether an agent lives and takes itself for a rank that was taken from it: the second time that it says so.

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -196,7 +197,7 @@ class Session:
         """Publishes the reply to a request, to the queue that it named."""
         asked = delivery.properties
         properties = Properties(
-            message_id=asked.message_id and f"{asked.message_id}.reply",
+            message_id=uuid.uuid4().hex,  # not made of the request's, which may be of any length and there twice
             correlation_id=asked.correlation_id or asked.message_id,
             content_type=content_type,
             delivery_mode=2,

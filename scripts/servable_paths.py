@@ -92,7 +92,7 @@ def parse_ranks(text: str) -> tuple[int, ...]:
     """
     ranks: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last or len(ranks) + last - first >= _MOST_RANKS:
             raise Usage(f"--ranks {text}: write them as 0-7 or 0,2,5")

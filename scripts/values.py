@@ -172,7 +172,7 @@ def _of_json(name: str, value: Any) -> Any:
 
 def _storable(name: str, array: Array) -> Array:
     if array.dtype.kind == "T":
-        return array.astype(np.str_)
+        return np.array(array.tolist(), np.str_).reshape(array.shape)
     if array.dtype.kind == "O":
         raise Usage(f"output {name} is bytes, which an .npz file cannot hold: write a .json file")
     return array

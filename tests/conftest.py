@@ -62,6 +62,14 @@ def _certificate(
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
     now = datetime.datetime.now(datetime.UTC)
+    authority = names is None
+    usage = dict.fromkeys(("content_commitment", "data_encipherment", "encipher_only", "decipher_only"), False) | {
+        "digital_signature": not authority,
+        "key_encipherment": False,
+        "key_agreement": not authority,
+        "key_cert_sign": authority,
+        "crl_sign": authority,
+    }
     draft = (
         x509.CertificateBuilder()
         .subject_name(called(subject))
@@ -70,7 +78,10 @@ def _certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        .add_extension(x509.KeyUsage(**usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signed_by.public_key()), critical=False)
     )
     if names is not None:
         draft = draft.add_extension(x509.SubjectAlternativeName(names), critical=False)

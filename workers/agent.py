@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,12 +28,19 @@ from .agent_link import AgentLink
 from .executor import Executor
 from .lockstep import Step
 
-__all__ = ["RESTART", "Agent", "AgentConfig"]
+__all__ = ["RESTART", "Agent", "AgentConfig", "Alive"]
 
 log = logging.getLogger(__name__)
 
 RESTART = 75
 """Exit code of an agent that asks to be started anew: its communication cannot be used in another epoch."""
+
+
+class Alive(Protocol):
+    """How the I/O thread says that it runs."""
+
+    def __call__(self, *, serving: bool) -> None:
+        """Says it; `serving`: whether the next word can be expected soon."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Agent:
         *,
         scheduler: str = "",
         start_scheduler: Callable[[str, int], None] = lambda address, size: None,
-        alive: Callable[[], None] = lambda: None,
+        alive: Alive = lambda *, serving: None,
     ) -> None:
         self._config = config
         self._executor = executor

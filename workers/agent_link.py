@@ -35,7 +35,7 @@ from ..schemas.messages import (
 from .lockstep import LockstepGuard, Step
 
 if TYPE_CHECKING:
-    from .agent import AgentConfig
+    from .agent import AgentConfig, Alive
 
 __all__ = ["AgentLink", "RankWork"]
 
@@ -57,7 +57,7 @@ class RankWork(Protocol):
         """Finish what was given before, then end."""
 
     @property
-    def alive(self) -> Callable[[], None]:
+    def alive(self) -> Alive:
         """To be called again and again while the I/O thread runs."""
 
     def restart(self) -> None:
@@ -90,6 +90,7 @@ class AgentLink:
         self._channel: Channel | None = None
         self._guard: LockstepGuard | None = None
         self._epoch = 0
+        self._serving = False
         self._step = -1
         self._leaving = ""
         self._registering: asyncio.TimerHandle | None = None
@@ -120,7 +121,12 @@ class AgentLink:
 
     def ready(self, message: Ready) -> None:
         """Says that the rank is ready for the epoch."""
-        self._on_loop(lambda: self._say(topology.CONTROL, message))
+
+        def say() -> None:
+            self._serving = message.epoch == self._epoch
+            self._say(topology.CONTROL, message)
+
+        self._on_loop(say)
 
     def load_failed(self, message: LoadFailed) -> None:
         """Says that the rank cannot load."""
@@ -255,6 +261,8 @@ class AgentLink:
             case Form() if message.agent == config.agent:
                 self._epoch, self._step = message.epoch, -1
                 self._heartbeat_seconds = message.heartbeat_seconds
+                self._serving = False
+                self._work.alive(serving=False)
                 self._guard = LockstepGuard(config.group, config.rank, message.epoch)
                 self._work.form(message)
             case Drain() if self._leaving:
@@ -284,7 +292,7 @@ class AgentLink:
         config = self._config
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
-            self._work.alive()
+            self._work.alive(serving=self._serving)
             message = Heartbeat(
                 group=config.group,
                 epoch=self._epoch,

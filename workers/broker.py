@@ -229,6 +229,8 @@ class PrivateBroker:
                 timeout=max(until - time.monotonic(), 0.0),
                 stop_timeout=self._stop_timeout,
             )
+            if not ordered and time.monotonic() >= until:
+                raise self._too_late(logged)
             if not ordered:
                 raise BrokerUnavailable(f"the private broker's epmd does not start (log: {state.output_file})")
             self._wait_until_up(guard, ports, until, logged)
@@ -249,12 +251,15 @@ class PrivateBroker:
             if _speaks_amqp(ports.amqp, timeout=max(until - time.monotonic(), _LOOK_EVERY)):
                 return
             if time.monotonic() >= until:
-                why = self._last_words(logged)
-                raise BrokerUnavailable(f"the private broker did not come up within {self._start_timeout:g} s{why}")
+                raise self._too_late(logged)
         why = self._last_words(logged)
         if "eaddrinuse" in why:
             raise AlreadyRunning(f"a port of the private broker is taken{why}")
         raise BrokerUnavailable(f"the private broker ended while it started{why}")
+
+    def _too_late(self, logged: int) -> BrokerUnavailable:
+        why = self._last_words(logged)
+        return BrokerUnavailable(f"the private broker did not come up within {self._start_timeout:g} s{why}")
 
     def _last_words(self, logged: int) -> str:
         printed, log = self._state.output_file, self._state.log_file

@@ -20,8 +20,8 @@ __all__ = ["Account", "Ports", "TlsFiles", "boot_failure", "node_environment", "
 NODE_NAME = "rankmq@localhost"  # stable: the data folder carries it, and `localhost` outlives a change of host name
 LOOPBACK = "127.0.0.1"
 
-_FAILED = re.compile(r"^BOOT FAILED\s*\n=+\s*\n", re.MULTILINE)
-_ERROR_LINE = re.compile(r"^\S+ \S+ \[(?:error|critical|alert|emergency)\] <[\d.]+> *(?P<text>\S.*)$")
+_LOGGED = re.compile(r"^\S+ \S+ \[(?P<level>[a-z]+)\] <[\d.]+>(?P<text>.*)$")
+_ERRORS = ("error", "critical", "alert", "emergency")
 _LONGEST_REASON = 300
 
 
@@ -238,13 +238,28 @@ def boot_failure(texts: Iterable[str]) -> str:
     """
     last = ""
     for text in texts:
-        found = _FAILED.search(text)
-        lines = [line.strip() for line in (text[found.end() :] if found else text).splitlines() if line.strip()]
-        if found and lines:
-            return lines[0][:_LONGEST_REASON]
-        errors = [match["text"] for line in lines if (match := _ERROR_LINE.match(line))]
-        if errors:
-            return errors[-1][:_LONGEST_REASON]
+        lines = [_Line.of(line) for line in text.splitlines()]
+        lines = [line for line in lines if line.text.strip("= ")]
+        titles = [at for at, line in enumerate(lines) if line.text == "BOOT FAILED"]
+        errors = [line.text for line in lines[: titles[0] if titles else None] if line.is_error]
+        verdicts = [line.text for line in lines[titles[-1] + 1 :]] if titles else []
+        if verdicts or errors:
+            return ": ".join(verdicts[:1] + errors[-1:])[:_LONGEST_REASON]
         if lines and not last:
-            last = lines[-1][:_LONGEST_REASON]
+            last = lines[-1].text[:_LONGEST_REASON]
     return last
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line of a log, without the time, the level and the process before it."""
+
+    text: str
+    is_error: bool
+
+    @classmethod
+    def of(cls, line: str) -> Self:
+        logged = _LOGGED.match(line)
+        if logged is None:
+            return cls(line.strip(), is_error=False)
+        return cls(logged["text"].strip(" -"), is_error=logged["level"] in _ERRORS)

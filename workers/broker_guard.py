@@ -29,6 +29,7 @@ __all__ = ["Guard"]
 
 _PR_SET_PDEATHSIG = 1
 _EPMD_NAMES = b"\x00\x01n"  # epmd's NAMES_REQ; it answers with its port, four bytes
+_REAP_TIMEOUT = 5.0  # seconds
 _LOOK_AFTER_OWNER = 1.0  # seconds; only where the kernel cannot tell us at once
 
 
@@ -111,7 +112,10 @@ class Guard:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait up to `timeout` seconds for the node's end; whether it has ended."""
-        return bool(select.select([self._hear], [], [], timeout)[0])
+        if not select.select([self._hear], [], [], timeout)[0]:
+            return False
+        self._process.wait(_REAP_TIMEOUT)  # its output is closed by its exit
+        return True
 
     def end(self, timeout: float) -> bool:
         """Have the node and epmd ended, and wait for it.

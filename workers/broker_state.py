@@ -20,6 +20,8 @@ from .broker_config import LOOPBACK, NODE_NAME, Account, Ports
 __all__ = ["StateFolder", "reserve_ports"]
 
 _LOOK_EVERY = 0.03  # seconds
+_FIRST_PORT, _LAST_PORT = 20000, 32768  # the second is where Linux begins with connections, if not told otherwise
+_TRIES = 100
 
 
 class StateFolder:
@@ -162,11 +164,15 @@ def reserve_ports(account: Account, *, amqp: int = 0, tls: bool = False) -> Iter
     with contextlib.ExitStack() as held:
 
         def reserve(name: str, wanted: int = 0) -> int:
-            for port in (wanted,) if wanted else (account.ports.get(name, 0), 0):
-                if (taken := _hold(port)) is not None:
+            for port in (wanted,) if wanted else (account.ports.get(name, 0), *_fresh_ports()):
+                if port and (taken := _hold(port, again=port in (wanted, account.ports.get(name)))) is not None:
                     held.enter_context(taken)
-                    return int(taken.getsockname()[1])
-            raise AlreadyRunning(f"port {wanted} is taken: stop what listens there, or choose another port")
+                    return port
+            raise AlreadyRunning(
+                f"port {wanted} is taken: stop what listens there, or choose another port"
+                if wanted
+                else "no free port found for the private broker"
+            )
 
         ports = Ports(
             amqp=reserve("amqp", amqp),
@@ -179,15 +185,29 @@ def reserve_ports(account: Account, *, amqp: int = 0, tls: bool = False) -> Iter
         yield ports
 
 
-def _hold(port: int) -> socket.socket | None:
+def _fresh_ports() -> Iterator[int]:
+    """Ports to try, from below those that the system gives to the near ends of connections.
+
+    One of those could be taken by any connection while the node is down, even by a client's own attempt to reach it.
+    """
+    end = _LAST_PORT
+    with contextlib.suppress(OSError, ValueError):
+        low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        end = low if _FIRST_PORT + _TRIES < low < _LAST_PORT else _LAST_PORT
+    for _ in range(_TRIES):
+        yield _FIRST_PORT + secrets.randbelow(end - _FIRST_PORT)
+
+
+def _hold(port: int, *, again: bool) -> socket.socket | None:
     """A socket that holds a port without listening; None if the port is taken.
 
-    With SO_REUSEADDR on both, Linux lets the node bind and listen beside it, and meanwhile gives the port to nobody
-    as the near end of a connection. For port 0 it is set afterwards, so that the one chosen is nobody's.
+    With SO_REUSEADDR on both, Linux lets the node bind and listen beside it, and lets nobody else have the port. For a
+    port that is new to us it is set afterwards, so that the port is nobody's; for one that we had, what is left of
+    ended connections does not count.
     """
     held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        if port:
+        if again:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind((LOOPBACK, port))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -182,8 +182,8 @@ class Launcher:
             rank.pipe = None
             return
         match message:
-            case ("alive",):
-                rank.heard = time.monotonic()
+            case ("alive", bool(serving)):
+                rank.heard = time.monotonic() if serving else None
             case ("scheduler", str(address), int(size)):
                 self._start_scheduler(rank.config.group, address, size)
             case ("failed", str(code), str(text)):

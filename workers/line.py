@@ -19,9 +19,13 @@ class LauncherLine:
         self._pipe = pipe
         self._lock = threading.Lock()
 
-    def alive(self) -> None:
-        """The I/O thread runs: said regularly, so that a process that was frozen is found out."""
-        self._say(("alive",))
+    def alive(self, *, serving: bool) -> None:
+        """The I/O thread runs: said regularly, so that a process that was frozen is found out.
+
+        Args:
+            serving: whether to expect the next word soon; a graph's compilation may hold Python's lock for long.
+        """
+        self._say(("alive", serving))
 
     def failed(self, code: str, message: str) -> None:
         """Why the agent is about to end."""

@@ -105,6 +105,8 @@ class LocalProcess:
             async for line in reader:
                 self._hear(json.loads(line))
         code = await process.wait()
+        if code < 0:
+            self._kill_all(process.pid)  # what a launcher that was killed leaves behind would hold the ranks' places
         if self._writer is not None:
             self._writer.close()
         return End(code, self._failure)
@@ -134,10 +136,13 @@ class LocalProcess:
             await process.wait()
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Ends it and all processes below it at once."""
         if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self._kill_all(self._process.pid)
+
+    def _kill_all(self, leader: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader, signal.SIGKILL)  # its session is its own, and so is its group
 
 
 def _environment() -> dict[str, str]:

@@ -6,6 +6,7 @@ that a process may import it once and fork the ranks.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -13,7 +14,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -47,6 +48,7 @@ _WORLD_GROUPS = {"mccl": "mccl_world_group", "hccl": "hccl_world_group"}
 _MINDSPORE_ERRORS = (RuntimeError, TypeError, ValueError)
 _WARM_ROWS = 3  # the batch of a first call: a number that a graph hardly has among its own sizes
 _COLLECTIVE_SECONDS = 120
+_STORE_SECONDS = 1.0
 
 
 class MindSporeExecutor:
@@ -63,7 +65,8 @@ class MindSporeExecutor:
         self._plans: tuple[GraphPlan, ...] = ()
         self._infos: tuple[GraphInfo, ...] = ()
         self._groups: frozenset[str] = frozenset()
-        self._cells: list[Callable[..., Any]] = []
+        self._cells: list[Any] = []
+        self._failed: set[int] = set()
         self._joined = ""
         self._store: Any = None
 
@@ -83,7 +86,8 @@ class MindSporeExecutor:
         read = [_read(file) for file in files]
         self._infos = tuple(with_batch(info, plan_for(plans, number)) for number, (info, _) in enumerate(read))
         self._groups = frozenset(group for _, facts in read for group in facts.groups)
-        self._files, self._plans, self._cells = tuple(files), tuple(plans), []
+        self._files, self._plans = tuple(files), tuple(plans)
+        self._cells, self._failed = [], set()
 
     def open_group(
         self,
@@ -124,7 +128,7 @@ class MindSporeExecutor:
         if not self._cells:
             ms.set_context(mode=ms.GRAPH_MODE)
             if self._threads is not None and self.device == "CPU":
-                ms.device_context.cpu.op_tuning.threads_num(self._threads)
+                _limit_threads(self._threads)
             self._cells = [_cell(file, info) for file, info in zip(self._files, self._infos, strict=True)]
         self._infos = tuple(self._warmed(number) for number in range(len(self._cells)))
         return self._infos
@@ -139,9 +143,14 @@ class MindSporeExecutor:
         """See `Executor.run`."""
         info = self._infos[subgraph]
         check_inputs(info, inputs)
+        if subgraph in self._failed:
+            # A graph in which an operator failed refuses all further calls; a new one with its parameters does not.
+            self._cells[subgraph] = _cell(self._files[subgraph], info, self._cells[subgraph])
+            self._failed.discard(subgraph)
         try:
             return self._call(subgraph, inputs)
         except _MINDSPORE_ERRORS as error:
+            self._failed.add(subgraph)
             raise GraphFailed(f"{info.file}: {_first_line(error)}") from error
 
     def _call(self, subgraph: int, inputs: Sequence[Array]) -> list[Array]:
@@ -176,13 +185,19 @@ def _read(file: Path) -> tuple[GraphInfo, GraphFacts]:
     return info, facts
 
 
-def _cell(file: Path, info: GraphInfo) -> Callable[..., Any]:
+@functools.cache
+def _limit_threads(count: int) -> None:
+    ms.device_context.cpu.op_tuning.threads_num(count)  # once in the life of a process; more is refused
+
+
+def _cell(file: Path, info: GraphInfo, previous: Any = None) -> Any:
+    """The graph of a file, to be called as `info` says; with the parameters of a previous one, if there is one."""
+    parameters = None if previous is None else {it.name: it for it in previous.get_parameters()}
     with _model_errors(file):
-        cell = ms.nn.GraphCell(ms.load(str(file)))
+        cell = ms.nn.GraphCell(ms.load(str(file)), params_init=parameters)
         if any(-1 in spec.shape for spec in info.inputs):  # then one compile serves every size
             cell.set_inputs(*(_placeholder(spec) for spec in info.inputs))
-    call: Callable[..., Any] = cell
-    return call
+    return cell
 
 
 @contextmanager
@@ -315,6 +330,7 @@ def _join_store(rank: int, size: int, address: str, timeout: float) -> Any:
     os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(_COLLECTIVE_SECONDS))
     if rank == 0:
         check_free(host, port)
+        deadline += _STORE_SECONDS  # its store must outlast the others' patience, or they only learn that it is gone
     else:
         await_server(host, port, deadline)
     patience = timedelta(seconds=timeout)

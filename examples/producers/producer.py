@@ -30,7 +30,11 @@ def main(servable="matmul", method="predict", seconds=60):
         channel.confirm_delivery()  # basic_publish returns when the broker has the request
         channel.basic_consume(REPLIES, on_reply, auto_ack=True)
         properties = pika.BasicProperties(
-            message_id=asked, correlation_id=asked, reply_to=REPLIES, content_type="application/msgpack", delivery_mode=2
+            message_id=asked,
+            correlation_id=asked,
+            reply_to=REPLIES,
+            content_type="application/msgpack",
+            delivery_mode=2,
         )
         channel.basic_publish("rankmq.requests", servable, msgpack.packb(request), properties)
         deadline = time.monotonic() + seconds
@@ -47,4 +51,7 @@ def main(servable="matmul", method="predict", seconds=60):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except pika.exceptions.AMQPError as error:
+        sys.exit(f"broker: {error!r}")

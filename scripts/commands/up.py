@@ -94,6 +94,7 @@ def _print(engine: LocalEngine) -> None:
     from ..show import console
 
     out = console()
+    out.soft_wrap = True  # a path is for copying
     ranks = sum(servable.rank_size for servable in engine.servables)
     out.print(f"[bold green]rankmq is up[/] after {engine.seconds['ready']:.1f} s, with {ranks} ranks")
     out.print(f"  broker  {engine.settings.address()}  (its password is in {engine.state_dir / 'endpoint.json'})")

@@ -9,7 +9,6 @@ import pytest
 from rankmq.workers.broker import PrivateBroker
 
 from tests.e2e.gallery import write_gallery
-
 from tests.e2e.systems import System, Vhosts, running
 
 Start = Callable[..., System]

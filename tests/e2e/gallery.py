@@ -46,7 +46,9 @@ def predict(x, y):
 ORIGINAL = R13.replace("from mindspore_serving.server", "from rankmq.engine")
 
 # In the words of r1.5 and later: a model of one rank, called from within a Python stage and as a stage.
-LATER = WORDS.replace("import distributed, ", "import ") + """
+LATER = (
+    WORDS.replace("import distributed, ", "import ")
+    + """
 model = register.declare_model(model_file=["matmul_0.npz", "matmul_1.npz"], model_format="MindIR", with_batch_dim=False)
 
 def process(x, y):
@@ -68,10 +70,13 @@ def chain(x):
     y = register.add_stage(model, x, subgraph=0)
     return register.add_stage(halve, y, batch_size=4)
 """
+)
 LATER_WEIGHTS = [np.random.default_rng(seed).standard_normal((12, 5)).astype(np.float32) for seed in (1, 2)]
 
 # No model of its own: it calls methods of others, and does what its own Python does.
-CALLER = WORDS + """
+CALLER = (
+    WORDS
+    + """
 fun1 = PipelineServable(servable_name="matmul", method="fun1")
 fun2 = PipelineServable(servable_name="matmul", method="fun2")
 columns = PipelineServable(servable_name="layouts2", method="shard_columns")
@@ -110,18 +115,24 @@ def text(text, times):
 def same(x):
     return x
 """
+)
 
-VERSIONED = WORDS + """
+VERSIONED = (
+    WORDS
+    + """
 model = register.declare_model("scale.npz", with_batch_dim=False)
 
 @register.register_method(output_names=["y"])
 def scale(x):
     return register.add_stage(model, x)
 """
+)
 
 # What can go wrong while a request is served. A row whose first element is 13 makes the graph raise.
-TROUBLE = WORDS + """
-rows = distributed.declare_servable(2, 1, with_batch_dim=True, subgraphs=[subgraph("stacked.npz")])
+TROUBLE = (
+    WORDS
+    + """
+rows = distributed.declare_servable(2, 1, with_batch_dim=True, batch_size=48, subgraphs=[subgraph("stacked.npz")])
 single = distributed.declare_servable(2, 1, with_batch_dim=False, subgraphs=[subgraph("single.npz")])
 whole = distributed.declare_servable(2, 1, with_batch_dim=False, subgraphs=[subgraph("whole.npz")])
 
@@ -158,10 +169,6 @@ def miscounted(x):
 def exits(x):
     raise SystemExit(3)
 
-@register.register_pipeline(output_names=["y"])
-def objects(x):
-    return np.array([object()])
-
 call_checked = PipelineServable("trouble", "checked")
 
 @register.register_pipeline(output_names=["y"])
@@ -171,6 +178,7 @@ def caught(x):
     except Exception as error:
         return len(str(error))
 """
+)
 
 
 def write_gallery(directory: Path) -> list[str | tuple[str, int]]:
@@ -184,16 +192,29 @@ def write_gallery(directory: Path) -> list[str | tuple[str, int]]:
         graphs = {"scale": lambda _, factor=factor: _scaled(factor)}
         write_servable(directory, "versioned", VERSIONED, graphs, version=version)
     trouble = {
-        "stacked": lambda _: Graph(
-            [op("fail_if", "x", "c", value=13.0), op("negative", "c", "y")], [spec("x", -1, 4)], [spec("y", -1, 4)]
-        ),
+        "stacked": lambda _: _failing_rows(),
         "single": lambda _: Graph(
             [op("fail_if", "x", "c", value=13.0), op("negative", "c", "y")], [spec("x", 4)], [spec("y", 4)]
         ),
-        "whole": lambda _: Graph([op("negative", "x", "y")], [spec("x", 4, dtype="int32")], [spec("y", 4, dtype="int32")]),
+        "whole": lambda _: Graph(
+            [op("negative", "x", "y")], [spec("x", 4, dtype="int32")], [spec("y", 4, dtype="int32")]
+        ),
     }
     write_servable(directory, "trouble", TROUBLE, trouble, ranks=2)
     return ["matmul", *layouts, "later", "caller", ("versioned", 1), ("versioned", 2), "trouble"]
+
+
+def _failing_rows(most: int = 48) -> Graph:
+    """A graph with a batch dimension that raises whichever row has 13 as its first element."""
+    looks = [
+        it
+        for row in range(most)
+        for it in (
+            op("slice", "x", f"row{row}", axis=0, start=row, stop=row + 1),
+            op("fail_if", f"row{row}", f"seen{row}", value=13.0),
+        )
+    ]
+    return Graph([*looks, op("negative", "x", "y")], [spec("x", -1, 4)], [spec("y", -1, 4)])
 
 
 def write_matmul(directory: Path, first: float = 0.5, second: float = 1.5, configuration: str = ORIGINAL) -> None:
@@ -204,6 +225,4 @@ def write_matmul(directory: Path, first: float = 0.5, second: float = 1.5, confi
 
 
 def _scaled(factor: float) -> Graph:
-    return Graph(
-        [op("multiply", "x f", "y")], [spec("x", -1)], [spec("y", -1)], {"f": np.array(factor, np.float32)}
-    )
+    return Graph([op("multiply", "x f", "y")], [spec("x", -1)], [spec("y", -1)], {"f": np.array(factor, np.float32)})

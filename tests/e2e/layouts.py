@@ -12,8 +12,14 @@ IN, OUT, ROWS = 16, 8, 24
 BATCH = 8
 LIMIT = 3
 RANDOM = np.random.default_rng(7)
-W = RANDOM.standard_normal((IN, OUT)).astype(np.float32)
 RANK = [op("rank", "", "r64"), op("cast", "r64", "r", dtype="float32")]
+
+
+def random(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+W = random(IN, OUT)
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -143,12 +149,17 @@ STACKED = {
         "[shard(1)], [sum()]", lambda size, rank: _product(_rows(rank, size), -1), _ROW, lambda size, x: (x @ W,)
     ),
     "stacked_join_columns": Case(
-        "[replicate()], [concat(1)]", lambda size, rank: _product(_columns(rank, size), -1), _ROW, lambda size, x: (x @ W,)
+        "[replicate()], [concat(1)]",
+        lambda size, rank: _product(_columns(rank, size), -1),
+        _ROW,
+        lambda size, x: (x @ W,),
     ),
     "stacked_agree": Case(
         "[replicate()], [all_equal()]", lambda size, rank: _product(W, -1), _ROW, lambda size, x: (x @ W,)
     ),
-    "biased": Case("[replicate(), replicate()], [from_rank()]", _biased, ((IN,), (OUT,)), lambda size, x, b: (x @ W + b,)),
+    "biased": Case(
+        "[replicate(), replicate()], [from_rank()]", _biased, ((IN,), (OUT,)), lambda size, x, b: (x @ W + b,)
+    ),
 }
 
 # The graphs take 8 rows and no other number.
@@ -185,7 +196,8 @@ def write_layouts(directory: Path, size: int) -> str:
             outputs = [f"y{index}" for index in range(case.layout.partition("], [")[2].count("("))]
             text += (
                 f"@register.register_method(output_names={outputs})\ndef {name}({inputs}):\n"
-                f"    return register.add_stage({model}_model, {inputs}, subgraph={number}, outputs_count={len(outputs)})\n"
+                f"    return register.add_stage({model}_model, {inputs}, subgraph={number}, "
+                f"outputs_count={len(outputs)})\n"
             )
     name = f"layouts{size}"
     graphs = {file: (lambda rank, case=case: case.graph(size, rank)) for file, case in CASES.items()}

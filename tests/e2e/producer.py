@@ -24,7 +24,7 @@ def array_of(value: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(value["data"], value["dtype"]).reshape(value["shape"])
 
 
-def request(servable: str, method: str, *instances: dict[str, Any], **changed: Any) -> dict[str, Any]:
+def request(servable: str, method: str, /, *instances: dict[str, Any], **changed: Any) -> dict[str, Any]:
     """A request, arrays in it made tensors; `changed` sets further or other fields."""
     rows = [
         {name: tensor(value) if isinstance(value, np.ndarray) else value for name, value in row.items()}

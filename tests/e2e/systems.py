@@ -1,4 +1,4 @@
-"""Whole engines out of real processes: an orchestrator, and a launcher with its agents, on a virtual host of their own."""
+"""Whole engines of real processes: an orchestrator, and a launcher with its agents, on a virtual host of their own."""
 
 import asyncio
 import itertools

@@ -55,6 +55,18 @@ class Counter(nn.Cell):
         return self.count
 
 
+class Nines(nn.Cell):
+    """Three rows become one, and calls are counted; with any other number of rows than a multiple of three it fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Parameter(Tensor(np.zeros(1, np.float32)))
+
+    def construct(self, x):
+        self.count = self.count + 1
+        return ops.reshape(x, (-1, 9)), self.count
+
+
 class ForeignGroup(nn.Cell):
     def __init__(self):
         super().__init__()
@@ -64,6 +76,7 @@ class ForeignGroup(nn.Cell):
         return self.all_reduce(x)
 
 
+KINDS = ["bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float16", "float64"]
 WEIGHT = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
 
 
@@ -82,6 +95,7 @@ def export_all(folder: Path) -> None:
         "scalar": (Doubled(), Tensor(np.float32(0))),
         "complex": (Identity(), Tensor(np.zeros(3, np.complex64))),
         "counter": (Counter(), Tensor(np.zeros(1, np.float32))),
+        "nines": (Nines(), Tensor(np.zeros((6, 3), np.float32))),
         "foreign": (ForeignGroup(), x),
     }
     for kind in (

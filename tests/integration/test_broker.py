@@ -273,7 +273,7 @@ def test_start_is_bounded_and_one_that_was_cut_short_can_be_done_again(tmp_path)
     begun = time.monotonic()
     with pytest.raises(BrokerUnavailable, match=r"within 0\.7 s"):
         PrivateBroker(tmp_path, start_timeout=0.7).start()
-    assert time.monotonic() - begun < 9
+    assert time.monotonic() - begun < 12
 
     (tmp_path / "data" / "rankmq@localhost").mkdir(parents=True, exist_ok=True)
     (tmp_path / "data" / "rankmq@localhost" / "schema.DAT").write_bytes(b"half of it")

@@ -6,9 +6,11 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from rankmq.schemas.errors import AlreadyRunning, ConfigurationError
+from rankmq.workers import broker_state
 from rankmq.workers.broker_config import Account
 from rankmq.workers.broker_state import StateFolder, reserve_ports
 
@@ -136,6 +138,19 @@ def test_ports_are_distinct_and_come_back():
         assert second == first
     with reserve_ports(account_with(**first.by_name())) as without_tls:
         assert without_tls.tls is None
+
+
+def test_chosen_ports_are_not_those_of_outgoing_connections():
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    with reserve_ports(account_with(), tls=True) as ports:
+        assert not [port for port in ports.by_name().values() if low <= port <= high]
+
+
+def test_two_choosing_at_once_never_choose_the_same(monkeypatch):
+    offered = [20001, 20001, 20002, 20003, 20004, 20005, 20006, 20007]
+    monkeypatch.setattr(broker_state, "_fresh_ports", lambda: iter(offered))
+    with reserve_ports(account_with()) as one, reserve_ports(account_with()) as other:
+        assert not set(one.by_name().values()) & set(other.by_name().values())
 
 
 def test_last_port_is_replaced_when_somebody_else_listens_there():

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rankmq.engine.loader import load_servable
 from rankmq.schemas.errors import AlreadyRunning, GraphFailed, GroupError, ModelError
 from rankmq.schemas.messages import GraphPlan, TensorSpec
 from rankmq.schemas.tensors import BFLOAT16, bfloat16_to_float32, float32_to_bfloat16
@@ -266,16 +268,33 @@ def test_a_graph_that_cannot_take_another_batch_says_so_when_warmed_up(executor,
 
 
 def test_a_failing_call_harms_only_itself(executor, graphs):
+    from .mindir_cells import WEIGHT
+
     ready(executor, graphs / "matmul.mindir")
     for wrong in (X[:3], X.astype(np.float64), X[:, :2]):
         with pytest.raises(GraphFailed, match=re.escape("matmul.mindir: input x must be float32 [4, 3]")):
             executor.run(0, [wrong])
-    executor._infos = (
-        executor._infos[0].__class__(file="matmul.mindir", digest="", inputs=(spec("x", 4, 2),), outputs=()),
-    )
-    with pytest.raises(GraphFailed) as caught:  # past our own check, MindSpore's message in one line
-        executor.run(0, [X[:, :2].copy()])
-    assert caught.value.message.startswith("matmul.mindir: For 'MatMul'")
+    np.testing.assert_allclose(executor.run(0, [X])[0], X @ WEIGHT, rtol=1e-5, atol=1e-6)
+
+
+def test_a_graph_in_which_an_operator_failed_serves_again_with_its_state(executor, graphs):
+    ready(executor, graphs / "nines.mindir", stacked=True)
+    three, six = np.ones((3, 3), np.float32), np.ones((6, 3), np.float32)
+    before = executor.run(0, [three])[1][0]
+    with pytest.raises(GraphFailed, match=r"^nines\.mindir: For .*Reshape"):
+        executor.run(0, [np.ones((4, 3), np.float32)])
+    for x in (three, six):
+        y, count = executor.run(0, [x])
+        assert y.shape == (len(x) // 3, 9)
+    assert count[0] >= before + 2
+
+
+def test_what_mindspore_says_comes_in_one_line(executor, graphs, monkeypatch):
+    ready(executor, graphs / "matmul.mindir")
+    monkeypatch.setattr("rankmq.workers.mindspore_executor.check_inputs", lambda info, inputs: None)
+    with pytest.raises(GraphFailed) as caught:
+        executor.run(0, [X[:, :2]])
+    assert caught.value.message.startswith("matmul.mindir: For 'MatMul")
     assert "\n" not in caught.value.message
 
 
@@ -309,6 +328,16 @@ def test_the_forms_without_a_group_agree_with_numpy(executor, tmp_path, form):
     else:
         for part in parts:
             np.testing.assert_allclose(part, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_examples_servables_load_with_the_files_of_their_forms(tmp_path):
+    for name, folder, options in (("matmul", "", ()), ("matmul_sharded", "matmul_sharded", ("--form", "sharded"))):
+        shutil.copytree(EXPORT.parent / name, tmp_path / name, ignore=shutil.ignore_patterns("model"))
+        model = export_example(tmp_path / folder, *options)
+        servable = load_servable(tmp_path, name)
+        assert servable.model_files == tuple(files_of(model, rank) for rank in range(8))
+    assert str(servable.subgraph(0).input_layout(0)) == "shard(1)"
+    assert str(servable.subgraph(1).output_layout(0)) == "concat(1)"
 
 
 def test_exporting_again_overwrites(tmp_path):

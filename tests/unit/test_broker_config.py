@@ -152,6 +152,20 @@ Error during startup: {error,no_configuration_schema_found}
 
 Kernel pid terminated (application_controller) ({application_start_failure,...})
 """
+BOOT_FAILED_4 = """2026-11-22 15:51:04.072548+00:00 [error] <0.159.0> Error preparing configuration in phase transform_datatypes:
+2026-11-22 15:51:04.072572+00:00 [error] <0.159.0>   - Conf file attempted to set unknown variable: no.such
+
+BOOT FAILED
+===========
+2026-11-22 15:51:04.079834+00:00 [error] <0.159.0>
+2026-11-22 15:51:04.079834+00:00 [error] <0.159.0> BOOT FAILED
+2026-11-22 15:51:04.079834+00:00 [error] <0.159.0> ===========
+2026-11-22 15:51:04.079834+00:00 [error] <0.159.0> Error during startup: {error,failed_to_prepare_configuration}
+2026-11-22 15:51:04.079834+00:00 [error] <0.159.0>
+Error during startup: {error,failed_to_prepare_configuration}
+
+2026-11-22 15:51:05.080778+00:00 [error] <0.159.0>     supervisor: {local,rabbit_prelaunch_sup}
+"""  # noqa: E501 - as RabbitMQ 4.0 printed it
 LOG = """2026-11-22 15:00:00.000000+00:00 [error] <0.1.0> first
 2026-11-22 15:00:01.000000+00:00 [error] <0.226.0>     the worst of it
 2026-11-22 15:00:01.000000+00:00 [error] <0.226.0>
@@ -166,11 +180,16 @@ LOG = """2026-11-22 15:00:00.000000+00:00 [error] <0.1.0> first
         (["", "\n \n"], ""),
         ([BOOT_FAILED], "Error during startup: {error,no_configuration_schema_found}"),
         ([BOOT_FAILED, LOG], "Error during startup: {error,no_configuration_schema_found}"),
+        (
+            [BOOT_FAILED_4],
+            "Error during startup: {error,failed_to_prepare_configuration}: "
+            "Conf file attempted to set unknown variable: no.such",
+        ),
         (["", LOG], "the worst of it"),
         (["nothing that helps", LOG], "the worst of it"),
         (["one\nbad argument\n"], "bad argument"),
         (["printed", "logged"], "printed"),
-        (["BOOT FAILED\n===\n\n"], ""),
+        (["BOOT FAILED\n===\n\n"], "BOOT FAILED"),
         (["x" * 1000], "x" * 300),
     ],
 )

@@ -93,9 +93,7 @@ def new_group(size: int = 3, now: float = 0.0, **rules: Any) -> Group:
 
 
 def register_all(group: Group, now: float = 0.0, **fields: Any) -> list[Action]:
-    return [
-        action for rank in range(group.rules.size) for action in group.registered(register(rank, **fields), now)
-    ]
+    return [action for rank in range(group.rules.size) for action in group.registered(register(rank, **fields), now)]
 
 
 def ready_all(group: Group, now: float = 0.0) -> list[Action]:

@@ -1,0 +1,32 @@
+"""How a group's driver reaches the world."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from ..schemas.errors import OperatorError
+from ..schemas.messages import Drain, Form, Refused, Restart, Task, Welcome
+
+if TYPE_CHECKING:
+    from .driver import GroupDriver
+
+__all__ = ["GroupPorts"]
+
+
+class GroupPorts(Protocol):
+    """How a group reaches the world."""
+
+    def send_task(self, subgraph: int, tag: str, task: Task) -> None:
+        """Publishes a task to the subgraph's exchange under a rank tag."""
+
+    def send_control(self, tag: str, message: Welcome | Refused | Form | Drain | Restart) -> None:
+        """Publishes a control message to the ranks that the tag reaches."""
+
+    def group_ready(self, driver: GroupDriver) -> None:
+        """The group serves."""
+
+    def group_broken(self, driver: GroupDriver, reason: str) -> None:
+        """The group does not serve any more, for now."""
+
+    def group_given_up(self, driver: GroupDriver, error: OperatorError) -> None:
+        """The group cannot form."""

@@ -1,0 +1,88 @@
+"""Sessions: state that a request leaves on the ranks between its calls, in one of a fixed number of slots. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Session", "Slots"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Session:
+    """A slot that is held for one instance of a request while it runs.
+
+    Attributes:
+        slot: its number, from 0: the same on every rank.
+        epoch: in which it was given; what the ranks held of it ends with that epoch.
+    """
+
+    slot: int
+    epoch: int
+
+
+class Slots:
+    """The slots of a group. Who finds none waits in order.
+
+    Args:
+        count: how many there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._free: deque[int] = deque(range(count))
+        self._held: dict[Session, None] = {}
+        self._waiting: deque[Callable[[Session], None]] = deque()
+        self._epoch: int | None = None
+
+    @property
+    def held(self) -> int:
+        """How many are held."""
+        return len(self._held)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for one."""
+        return len(self._waiting)
+
+    def acquire(self, given: Callable[[Session], None]) -> None:
+        """Gives a slot, at once or when one is free and an epoch has begun.
+
+        Args:
+            given: called with the session; it has to be released.
+        """
+        self._waiting.append(given)
+        self._serve()
+
+    def release(self, session: Session) -> None:
+        """Gives a slot back; nothing for a session of an epoch that ended, whose slot is free already."""
+        if self._held.pop(session, self) is self:
+            return
+        self._free.append(session.slot)
+        self._serve()
+
+    def live(self, session: Session) -> bool:
+        """Whether what the ranks hold of a session can still be used."""
+        return session in self._held
+
+    def began(self, epoch: int) -> None:
+        """An epoch began: the ranks hold nothing of anybody."""
+        self._epoch = epoch
+        self._serve()
+
+    def ended(self) -> None:
+        """The epoch ended: every session is lost, every slot free."""
+        self._epoch = None
+        self._held.clear()
+        self._free = deque(range(self._count))
+
+    def clear(self) -> None:
+        """Nobody waits any more."""
+        self._waiting.clear()
+
+    def _serve(self) -> None:
+        while self._epoch is not None and self._free and self._waiting:
+            session = Session(self._free.popleft(), self._epoch)
+            self._held[session] = None
+            self._waiting.popleft()(session)

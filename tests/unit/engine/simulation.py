@@ -1,0 +1,510 @@
+"""A driver, and ranks that compute with numpy in memory: every message is delivered when the test says so.
+
+What crosses between them goes through the codec, in the order that AMQP promises and in no other: first in, first out
+from one sender to one queue.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from rankmq.engine.driver import GroupDriver, RowResult
+from rankmq.engine.group import Group, GroupRules, GroupState
+from rankmq.engine.layouts import AllEqual, Concat, FromRank, Replicate, Shard, Sum
+from rankmq.engine.servable import Method, Model, Pipeline, Servable, Subgraph
+from rankmq.engine.topology import RANK_ALL
+from rankmq.schemas import codec
+from rankmq.schemas.errors import LockstepError, OperatorError, RankmqError
+from rankmq.schemas.messages import (
+    Column,
+    Drain,
+    ErrorInfo,
+    Form,
+    GraphInfo,
+    Leave,
+    RankReply,
+    Refused,
+    Register,
+    Restart,
+    Task,
+    TensorSpec,
+    Welcome,
+)
+from rankmq.schemas.tensors import from_array, to_array
+from rankmq.workers.lockstep import LockstepGuard, Step
+
+from tests.unit.engine.group_life import GROUP, Clock, exited, heartbeat, leave, ready, register
+
+Array = np.ndarray[Any, Any]
+
+BAD = 13
+"""A row with this number makes its graph raise."""
+
+DEADLY = 666
+"""A row with this number takes the process down."""
+
+CONFUSING = 99
+"""A row with this number gives another result on every rank."""
+
+
+class Died(Exception):
+    """The process of the rank went down with its graph."""
+
+
+# The graphs, as one rank computes them; each works with and without a batch axis in front. What they give over all
+# ranks is said by `expected`, which knows nothing of ranks.
+
+
+def _scale(rank: int, arrays: Sequence[Array]) -> list[Array]:
+    (x,) = arrays
+    return [x * 2 + 1]
+
+
+def _parts(rank: int, arrays: Sequence[Array]) -> list[Array]:
+    a, b = arrays
+    return [b.sum(axis=-1), b * 10 + a[..., :1]]
+
+
+def _any_size(rank: int, arrays: Sequence[Array]) -> list[Array]:
+    (x,) = arrays
+    return [x + 1 + rank * (x == CONFUSING)]
+
+
+GRAPHS: tuple[Callable[[int, Sequence[Array]], list[Array]], ...] = (_scale, _parts, _any_size)
+
+
+def expected(subgraph: int, row: Sequence[Array]) -> tuple[Array, ...]:
+    """What a row gives, in plain numpy."""
+    if subgraph == 0:
+        return (row[0] * 2 + 1,)
+    if subgraph == 1:
+        a, b = row
+        return (np.asarray(b.sum()), b * 10 + a[0])
+    return (row[0] + 1,)
+
+
+def infos(ranks: int, *, stacked: bool, rows: int = -1, collectives: bool = False) -> tuple[GraphInfo, ...]:
+    """The graphs as each rank sees them: its shard."""
+
+    def one(name: str, inputs: Iterable[tuple[str, tuple[int, ...]]], outputs: Iterable[tuple[str, tuple[int, ...]]]):
+        def specs(given: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[TensorSpec, ...]:
+            return tuple(
+                TensorSpec(name="", dtype=dtype, shape=(rows, *shape) if stacked else shape) for dtype, shape in given
+            )
+
+        return GraphInfo(file=name, digest=name, inputs=specs(inputs), outputs=specs(outputs), collectives=collectives)
+
+    return (
+        one("scale", [("float32", (3,))], [("float32", (3,))]),
+        one("parts", [("int64", (2,)), ("int64", (2,))], [("int64", ()), ("int64", (2,))]),
+        one("any", [("float64", (-1,))], [("float64", (-1,))]),
+    )
+
+
+def servable(
+    ranks: int = 3,
+    *,
+    stacked: bool = True,
+    batch_size: int | None = None,
+    methods: dict[str, Method] | None = None,
+    pipelines: dict[str, Pipeline] | None = None,
+    name: str = "matmul",
+    version: int = 1,
+    models: bool = True,
+) -> Servable:
+    """A servable with the three graphs; `parts` gets `b` sharded and gives a sum and a concatenation."""
+    axis = 1 if stacked else 0
+    subgraphs = (
+        Subgraph(outputs=(FromRank(ranks - 1),)),
+        Subgraph(inputs=(Replicate(), Shard(axis)), outputs=(Sum(), Concat(axis))),
+        Subgraph(outputs=(AllEqual(),)),
+    )
+    model = Model("m", ranks, 1, with_batch_dim=stacked, batch_size=batch_size, subgraphs=subgraphs)
+    return Servable(
+        name=name,
+        version=version,
+        directory=Path("/servables") / name,
+        file=Path("/servables") / name / "servable_config.py",
+        models=(model,) if models else (),
+        methods=methods or {},
+        pipelines=pipelines or {},
+        calls=(),
+        rank_size=ranks if models else 0,
+        stage_size=1 if models else 0,
+        communication="auto",
+        model_files=None,
+    )
+
+
+def a_row(subgraph: int, random: Random, *, special: int | None = None) -> tuple[Array, ...]:
+    """A good row of a subgraph, or one with a special number in it."""
+    if subgraph == 0:
+        row = (np.array([random.randrange(12) for _ in range(3)], np.float32),)
+    elif subgraph == 1:
+        row = (
+            np.array([random.randrange(12) for _ in range(2)], np.int64),
+            np.array([random.randrange(12) for _ in range(6)], np.int64),
+        )
+    else:
+        row = (np.array([random.randrange(12) for _ in range(random.randrange(1, 4))], np.float64),)
+    if special is not None:
+        row[-1][0] = special
+    return row
+
+
+class Agent:
+    """One rank's process."""
+
+    def __init__(self, world: World, rank: int, number: int) -> None:
+        self.world = world
+        self.rank = rank
+        self.name = f"agent{number}"
+        self.pid = 10_000 + number
+        self.alive = True
+        self.leaving = False
+        self.inbox: deque[bytes] = deque()
+        self.work: deque[tuple[Form | None, int, Step | None]] = deque()
+        self.control: deque[Any] = deque()
+        self.results: deque[RankReply] = deque()
+        self.guard: LockstepGuard | None = None
+        self.form: Form | None = None
+        self.frozen = False
+        self.registers(0)
+
+    def registers(self, epoch: int) -> None:
+        message = register(
+            self.rank, self.name, pid=self.pid, queue=self.name, graphs=self.world.infos, last_epoch=epoch
+        )
+        self.control.append(message)
+
+    def hears(self) -> None:
+        """Takes the next message of its queue."""
+        message = codec.decode_to_agent(self.inbox.popleft())
+        match message:
+            case Task():
+                self._task(message)
+            case Welcome():
+                self.guard = None
+                self.registers(self.form.epoch if self.form else 0)
+            case Form() if message.agent == self.name:
+                self.form = message
+                self.guard = LockstepGuard(GROUP, self.rank, message.epoch)
+                self.work.append((message, message.epoch, None))
+            case Refused() if message.agent in (self.name, "*"):
+                self.world.refused.append(message)
+                self.world.dies(self)
+            case Restart():
+                self.world.dies(self)
+            case Drain() if self.leaving:
+                self.world.dies(self)
+
+    def _task(self, task: Task) -> None:
+        if self.guard is None or self.guard.is_stale(task):
+            return
+        try:
+            step = self.guard.accept(task)
+        except LockstepError as error:
+            raise AssertionError(f"the driver broke lockstep: {error}") from error
+        if step is not None:
+            self.work.append((None, task.epoch, step))
+
+    def computes(self) -> None:
+        """Does the next piece of its work."""
+        form, epoch, step = self.work.popleft()
+        if form is not None:
+            self.control.append(ready(self.rank, epoch, self.name))
+        elif step is not None:
+            try:
+                self.results.append(self._run(epoch, step))
+            except Died:
+                self.world.dies(self)
+
+    def _run(self, epoch: int, step: Step) -> RankReply:
+        self.world.executed.append((self.rank, epoch, step.step))
+        work, error, columns = step.work, None, ()
+        try:
+            inputs = [[to_array(tensor) for tensor in column] for column in step.inputs]
+            calls = [[column[0] for column in inputs]] if work.stacked else list(zip(*inputs, strict=True))
+            outputs = [self._call(work.subgraph, arrays) for arrays in calls]
+            columns = tuple(
+                Column(index=index, tensors=tuple(from_array(output[index]) for output in outputs))
+                for index in self.form.plans[work.subgraph].returns
+            )
+        except ArithmeticError as failed:
+            error = ErrorInfo(code="graph_failed", message=str(failed))
+        took = int(self.world.seconds_per_row * work.rows * 1e6)
+        return RankReply(
+            group=GROUP, epoch=epoch, step=step.step, rank=self.rank, outputs=columns, error=error, ran_us=took
+        )
+
+    def _call(self, subgraph: int, arrays: Sequence[Array]) -> list[Array]:
+        if any((array == DEADLY).any() for array in arrays):
+            raise Died
+        if any((array == BAD).any() for array in arrays):
+            raise ArithmeticError("a bad row")
+        return GRAPHS[subgraph](self.rank, arrays)
+
+
+class World:
+    """The broker, the launcher and the ranks; the ports of one driver."""
+
+    def __init__(
+        self,
+        ranks: int = 3,
+        *,
+        stacked: bool = True,
+        rows: int = -1,
+        batch_size: int | None = None,
+        window: int = 2,
+        max_attempts: int = 3,
+        max_message: int = 1 << 20,
+        step_timeout: float = 60.0,
+        collectives: bool = False,
+    ) -> None:
+        self.clock = Clock()
+        self.infos = infos(ranks, stacked=stacked, rows=rows, collectives=collectives)
+        self.ranks = ranks
+        self.window = window
+        self.driver = GroupDriver(
+            servable(ranks, stacked=stacked, batch_size=batch_size),
+            GROUP,
+            GroupRules(size=ranks, window=window),
+            self,
+            self.clock,
+            max_attempts=max_attempts,
+            max_message=max_message,
+            step_timeout=step_timeout,
+        )
+        self.seconds_per_row = 0.001
+        self.agents: dict[int, Agent] = {}
+        self.launcher: deque[Any] = deque()
+        self.returned: deque[str] = deque()
+        self.in_flight: list[tuple[str, Any]] = []
+        self.refused: list[Refused] = []
+        self.gave_up: list[OperatorError] = []
+        self.readied = 0
+        self.broken: list[str] = []
+        self.executed: list[tuple[int, int, int]] = []
+        self.tasks: list[tuple[int, str, Task]] = []
+        self.answered: dict[tuple[int, int], int] = {}
+        self.sizes: list[int] = []
+        self.started = 0
+        self.deaths = 0
+
+    # ------------------------------------------------------------------------------------------------- GroupPorts
+
+    def send_task(self, subgraph: int, tag: str, task: Task) -> None:
+        assert task.epoch == self.driver.group.epoch
+        assert self.driver.group.state is GroupState.READY
+        before = [it for _, _, it in self.tasks if it.epoch == task.epoch]
+        assert task.step - (before[-1].step if before else -1) in (0, 1), "steps are numbered without a gap"
+        slowest = min(self.answered.get((task.epoch, rank), 0) for rank in range(self.ranks))
+        assert task.step - slowest < self.window, "the lockstep window is kept"
+        self.tasks.append((subgraph, tag, task))
+        self._publish(tag, task)
+
+    def send_control(self, tag: str, message: Any) -> None:
+        self._publish(tag, message)
+
+    def _publish(self, tag: str, message: Any) -> None:
+        body = codec.encode(message)
+        self.sizes.append(len(body))
+        reached = [agent for agent in self.living() if tag in (RANK_ALL, f"rank.{agent.rank}")]
+        for agent in reached:
+            agent.inbox.append(body)
+        if not reached and isinstance(message, Task):
+            self.returned.append(tag)
+
+    def group_ready(self, driver: GroupDriver) -> None:
+        self.readied += 1
+
+    def group_broken(self, driver: GroupDriver, reason: str) -> None:
+        self.broken.append(reason)
+
+    def group_given_up(self, driver: GroupDriver, error: OperatorError) -> None:
+        self.gave_up.append(error)
+
+    # ----------------------------------------------------------------------------------------------- what can happen
+
+    def living(self) -> list[Agent]:
+        return [agent for agent in self.agents.values() if agent.alive]
+
+    def starts(self, rank: int) -> None:
+        """The launcher starts a rank that is not there."""
+        if rank not in self.agents or not self.agents[rank].alive:
+            self._keep_in_flight(rank)
+            self.started += 1
+            self.agents[rank] = Agent(self, rank, self.started)
+
+    def _keep_in_flight(self, rank: int) -> None:
+        """What a process had published before it died still arrives."""
+        agent = self.agents.get(rank)
+        if agent is not None:
+            self.in_flight += [("result", it) for it in agent.results] + [("control", it) for it in agent.control]
+
+    def dies(self, agent: Agent, *, sent: bool = True) -> None:
+        """A process ends; what it had not yet written to its socket is lost with it."""
+        if agent.alive:
+            agent.alive = False
+            agent.inbox.clear()
+            agent.work.clear()
+            if not sent:
+                agent.results.clear()
+                agent.control.clear()
+            self.deaths += 1
+            self.launcher.append(exited(agent.rank, agent.pid))
+
+    def says(self, message: Any) -> None:
+        """The orchestrator hears a control message."""
+
+        def happened(group: Group, now: float) -> Any:
+            name = {
+                "Register": "registered",
+                "Ready": "ready",
+                "Heartbeat": "heartbeat",
+                "Leave": "leaving",
+                "RankExited": "exited",
+            }[type(message).__name__]
+            return getattr(group, name)(message, now)
+
+        self.driver.handle(happened)
+
+    def choices(self) -> list[Callable[[], None]]:
+        """Everything that may be next."""
+        found: list[Callable[[], None]] = []
+        for agent in self.agents.values():
+            if agent.alive and not agent.frozen:
+                found += [agent.hears] * bool(agent.inbox) + [agent.computes] * bool(agent.work)
+            if agent.results:
+                found.append(lambda it=agent: self._replies(it.results.popleft()))
+            if agent.control:
+                found.append(lambda it=agent: self.says(it.control.popleft()))
+        if self.launcher:
+            found.append(lambda: self.says(self.launcher.popleft()))
+        if self.returned:
+            found.append(lambda: self.driver.rank_unreachable(self.returned.popleft()))
+        if self.in_flight:
+            found.append(self._late_news)
+        return found
+
+    def _late_news(self) -> None:
+        kind, message = self.in_flight.pop(0)
+        self._replies(message) if kind == "result" else self.says(message)
+
+    def _replies(self, reply: RankReply) -> None:
+        if reply.epoch == self.driver.group.epoch:
+            self.answered[reply.epoch, reply.rank] = reply.step + 1
+        self.driver.replied(reply)
+
+    def late_news(self) -> None:
+        """What the dead had still said arrives, all of it: no word is under way for seconds."""
+        for agent in self.agents.values():
+            if not agent.alive:
+                self._keep_in_flight(agent.rank)
+                agent.results.clear()
+                agent.control.clear()
+        while self.in_flight:
+            self._late_news()
+
+    def beats(self) -> None:
+        for agent in self.living():
+            if not agent.frozen:
+                agent.control.append(heartbeat(agent.rank, agent.name))
+
+    def leaves(self, agent: Agent) -> None:
+        agent.leaving = True
+        agent.control.append(leave(agent.rank, agent.name))
+
+    # ------------------------------------------------------------------------------------------------------- at once
+
+    def run(self, random: Random | None = None, most: int = 200_000, *, revive: bool = True) -> None:
+        """Delivers whatever there is, in any order, until nothing is left."""
+        random = random or Random(0)
+        for _ in range(most):
+            if revive:
+                for rank in range(self.ranks):
+                    self.starts(rank)
+            found = self.choices()
+            if not found:
+                return
+            random.choice(found)()
+        raise AssertionError("it does not come to rest")
+
+    def settle(self, random: Random | None = None, seconds: float = 200.0) -> None:
+        """Runs, and lets time pass, until the group serves and has nothing left to do."""
+        until = self.clock.now + seconds
+        while self.clock.now < until:
+            self.run(random)
+            if self.driver.group.state is GroupState.READY and not self.driver.outstanding:
+                return
+            self.clock.now += 0.5
+            self.beats()
+            self.driver.tick()
+        raise AssertionError(f"the group does not serve again: {self.driver.status()}")
+
+
+def ready_world(**given: Any) -> World:
+    world = World(**given)
+    world.run()
+    assert world.driver.group.state is GroupState.READY
+    return world
+
+
+class Calls:
+    """Makes calls, and holds what becomes of them against the reference."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.made: list[tuple[int, list[tuple[Array, ...]]]] = []
+        self.results: dict[int, list[RowResult]] = {}
+
+    def call(self, subgraph: int, rows: Sequence[tuple[Array, ...]], *, lenient: bool = False) -> int:
+        number = len(self.made)
+        self.made.append((subgraph, list(rows)))
+
+        def done(results: list[RowResult]) -> None:
+            assert number not in self.results, "told once"
+            assert len(results) == len(rows)
+            self.results[number] = results
+
+        self.world.driver.call(subgraph, rows, done, lenient=lenient, requests=(f"r{number}",))
+        return number
+
+    def errors(self, number: int) -> dict[int, type[RankmqError]]:
+        """By row, the error that it met."""
+        return {
+            index: type(result) for index, result in enumerate(self.results[number]) if isinstance(result, RankmqError)
+        }
+
+    def check(self, number: int) -> dict[int, type[RankmqError]]:
+        """All rows that have no error have the right values."""
+        subgraph, rows = self.made[number]
+        for row, result in zip(rows, self.results[number], strict=True):
+            if not isinstance(result, RankmqError):
+                wanted = expected(subgraph, row)
+                assert len(result) == len(wanted)
+                for got, want in zip(result, wanted, strict=True):
+                    np.testing.assert_array_equal(got, want)
+                    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+        return self.errors(number)
+
+
+__all__ = [
+    "BAD",
+    "CONFUSING",
+    "DEADLY",
+    "Agent",
+    "Calls",
+    "Leave",
+    "Register",
+    "World",
+    "a_row",
+    "expected",
+    "ready_world",
+    "servable",
+]

@@ -1,0 +1,164 @@
+"""The compiled library of the collectives: made on first use, and kept for all ranks and all later starts."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .unavailable import CollectivesUnavailable
+
+__all__ = ["SOURCES", "cache_folder", "compile_command", "find_compiler", "library"]
+
+log = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "native"
+"""The folder of the C++ sources."""
+
+_COMPILERS = ("c++", "g++", "clang++")
+_FLAGS = (
+    *("-std=c++17", "-O3", "-Wall", "-Wextra", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"),
+    "-D_GLIBCXX_USE_CXX11_ABI=0",  # as MindSpore is built: vectors of ours are handed to it
+    "-Wl,-z,nodelete",  # MindSpore closes the library with its last operator, and the group would be gone with it
+    "-Wl,-z,defs",
+)
+_MACHINE_FLAGS = {"x86_64": ("-msse4.2",)}  # what every processor of the kind has: a cache may be shared by many
+_COMPILE_SECONDS = 120.0
+_WAIT_SECONDS = 300.0
+_LOOK_SECONDS = 0.05
+
+
+def library(folder: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The compiled library's path; compiles it if there is none of these sources, this compiler and these flags.
+
+    Any number of processes may ask at once: one of them compiles, which takes some seconds, and the others wait.
+
+    Args:
+        folder: where it is kept; None for `cache_folder`.
+        environ: the environment, for CXX, PATH, XDG_CACHE_HOME and HOME.
+
+    Raises:
+        CollectivesUnavailable: not on Linux, no compiler, it fails, or the folder cannot be written.
+    """
+    if sys.platform != "linux":
+        raise CollectivesUnavailable(f"they are made for Linux, not for {sys.platform}")
+    folder = cache_folder(environ) if folder is None else folder
+    sources = _digest(path.name.encode() + b"\0" + path.read_bytes() for path in _files())
+    compiler = find_compiler(environ)
+    if compiler is None:
+        # What was compiled while there was one, in another stage of a container's build, will do.
+        found = max(folder.glob(f"collectives-{sources}-*.so"), default=None)
+        if found is None:
+            raise CollectivesUnavailable("there is no C++ compiler: install g++, or set CXX")
+        return found
+    key = _digest([_version(compiler), " ".join(compile_command(compiler[1:], Path())).encode()])
+    path = folder / f"collectives-{sources}-{key}.so"
+    if path.is_file():
+        return path
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(folder):
+            if not path.is_file():
+                _compile(compiler, path)
+    except OSError as error:
+        raise CollectivesUnavailable(
+            f"the compiled library cannot be kept in {folder}: {error.strerror or error}; set XDG_CACHE_HOME"
+        ) from None
+    return path
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """$XDG_CACHE_HOME/rankmq, by default ~/.cache/rankmq."""
+    given = environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):  # as the specification says: others are to be ignored
+        return Path(given) / "rankmq"
+    home = environ.get("HOME", "")
+    return (Path(home) if os.path.isabs(home) else Path(tempfile.gettempdir()) / f"user-{os.getuid()}") / ".cache/rankmq"
+
+
+def find_compiler(environ: Mapping[str, str] = os.environ) -> list[str] | None:
+    """The command of the C++ compiler: CXX if it is set, else what there is on the PATH; None if there is none."""
+    given = shlex.split(environ.get("CXX", ""))
+    for command in [given] if given else [[name] for name in _COMPILERS]:
+        found = shutil.which(command[0], path=environ.get("PATH"))
+        if found is not None:
+            return [found, *command[1:]]
+    return None
+
+
+def compile_command(compiler: Sequence[str], output: Path, flags: Sequence[str] = ()) -> list[str]:
+    """The command that compiles the library.
+
+    Args:
+        compiler: its command, as `find_compiler` gives it.
+        output: the file to make.
+        flags: further ones, such as a sanitizer's.
+    """
+    machine = _MACHINE_FLAGS.get(platform.machine(), ())
+    return [*compiler, *_FLAGS, *machine, *flags, "-o", str(output), *(str(path) for path in _files(".cc"))]
+
+
+def _files(*suffixes: str) -> list[Path]:
+    return sorted(path for path in SOURCES.iterdir() if path.suffix in (suffixes or (".cc", ".h")))
+
+
+def _digest(parts: Iterator[bytes] | Sequence[bytes]) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _version(compiler: Sequence[str]) -> bytes:
+    try:
+        done = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CollectivesUnavailable(f"the C++ compiler {shlex.join(compiler)} does not run: {error}") from None
+    return done.stdout
+
+
+def _compile(compiler: Sequence[str], path: Path) -> None:
+    for leftover in path.parent.glob("collectives-*.part"):  # of one that was killed: we hold the lock
+        leftover.unlink(missing_ok=True)
+    part = path.with_suffix(".part")
+    began = time.monotonic()
+    try:
+        done = subprocess.run(
+            compile_command(compiler, part), capture_output=True, text=True, errors="replace", timeout=_COMPILE_SECONDS
+        )
+        if done.returncode != 0:
+            raise CollectivesUnavailable(f"{compiler[0]} cannot compile them: {_first_error(done.stderr)}")
+        part.replace(path)  # whoever finds it finds it whole
+    except subprocess.TimeoutExpired:
+        raise CollectivesUnavailable(f"{compiler[0]} took over {_COMPILE_SECONDS:.0f} s to compile them") from None
+    finally:
+        part.unlink(missing_ok=True)
+    log.info("compiled the collectives in %.1f s: %s", time.monotonic() - began, path)
+
+
+def _first_error(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line), lines[0] if lines else "it does not say why")[:300]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder; it goes with the process, however that ends."""
+    with (folder / "collectives.lock").open("w") as file:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() > deadline:
+                raise CollectivesUnavailable(f"another process has been compiling them for {_WAIT_SECONDS:.0f} s")
+            time.sleep(_LOOK_SECONDS)  # there is nothing that would wake us: flock itself waits without a bound
+        yield
