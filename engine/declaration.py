@@ -76,6 +76,8 @@ class Declaration:
         batch_size: int | None,
         subgraphs: tuple[Subgraph, ...] | None,
         communication: str,
+        slots: int = 0,
+        shared_parameters: Sequence[str] = (),
     ) -> Model:
         """Declare a model; its subgraphs get the next numbers.
 
@@ -96,6 +98,10 @@ class Declaration:
         if communication not in get_args(Communication):
             known = ", ".join(repr(value) for value in get_args(Communication))
             raise self.error(f"communication must be one of {known}, not {communication!r}")
+        if not _is_int(slots) or slots < 0:
+            raise self.error(f"slots must be a whole number from 0, not {slots!r}")
+        if isinstance(shared_parameters, str) or not all(isinstance(it, str) and it for it in shared_parameters):
+            raise self.error(f"shared_parameters must be a list of name patterns, not {shared_parameters!r}")
         model = Model(
             name=name,
             rank_size=rank_size,
@@ -106,6 +112,8 @@ class Declaration:
             subgraphs=subgraphs,
             communication=cast(Communication, communication),
             first_subgraph=sum(len(model.subgraphs or ()) for model in self.models),
+            slots=slots,
+            shared_parameters=tuple(shared_parameters),
             where=self.here(),
         )
         self._check_ranks(model)

@@ -40,6 +40,8 @@ def declare_servable(
     subgraphs: Sequence[Subgraph | str] | None = None,
     batch_size: int | None = None,
     communication: str = "auto",
+    slots: int = 0,
+    shared_parameters: Sequence[str] = (),
 ) -> Model:
     """Declare a model that is held by a group of ranks.
 
@@ -52,7 +54,12 @@ def declare_servable(
         subgraphs: what each subgraph is, in the order of their numbers: a file name with `{rank}` for the rank, or
             `subgraph(...)`. None: as many as there are model files, inputs replicated, outputs from one rank.
         batch_size: rows of a batch at most, for a model with a batch axis.
-        communication: how the ranks talk within a graph: "auto", "none", "mccl" or "hccl".
+        communication: how the ranks talk within a graph: "auto", "none", "shm" (shared memory of one host), "mccl" or
+            "hccl".
+        slots: for graphs that keep state between calls (a KV cache): how many instances may do so at once. An instance
+            holds a slot from its first call until it ends; a graph's input named `slot` is filled in with its number.
+        shared_parameters: patterns (`kcache.*`) of the names of parameters that are one and the same in all graphs of a
+            rank, so that what one graph leaves there another finds.
 
     Returns:
         The model, for `register.add_stage` and `Model.call`.
@@ -81,6 +88,8 @@ def declare_servable(
         batch_size=batch_size,
         subgraphs=declared,
         communication=communication,
+        slots=slots,
+        shared_parameters=shared_parameters,
     )
 
 

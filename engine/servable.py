@@ -32,7 +32,7 @@ __all__ = [
     "use_caller",
 ]
 
-Communication: TypeAlias = Literal["auto", "none", "mccl", "hccl"]
+Communication: TypeAlias = Literal["auto", "none", "shm", "mccl", "hccl"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,8 @@ class Model:
         subgraphs: in the order of their numbers; None: as many as there are model files.
         communication: how the ranks talk within a graph.
         first_subgraph: the servable-wide number of its first subgraph.
+        slots: how many instances may keep state on the ranks at once; 0: it keeps none.
+        shared_parameters: patterns of the names of parameters that are one and the same in all graphs of a rank.
         where: the line that declared it.
     """
 
@@ -96,6 +98,8 @@ class Model:
     subgraphs: tuple[Subgraph, ...] | None = None
     communication: Communication = "auto"
     first_subgraph: int = 0
+    slots: int = 0
+    shared_parameters: tuple[str, ...] = ()
     where: Where | None = field(default=None, compare=False)
 
     @property
@@ -258,6 +262,16 @@ class Servable:
     stage_size: int
     communication: Communication
     model_files: tuple[tuple[Path, ...], ...] | None
+
+    @property
+    def slots(self) -> int:
+        """How many instances may keep state on the ranks at once; 0: it keeps none."""
+        return max((model.slots for model in self.models), default=0)
+
+    @property
+    def shared_parameters(self) -> tuple[str, ...]:
+        """Patterns of the names of parameters that are one and the same in all graphs of a rank."""
+        return tuple(dict.fromkeys(pattern for model in self.models for pattern in model.shared_parameters))
 
     @property
     def subgraph_count(self) -> int | None:

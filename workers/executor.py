@@ -44,12 +44,13 @@ class Executor(Protocol):
             ModelError: a file is missing or unreadable, or takes or gives what cannot travel.
         """
 
-    def load(self, files: Sequence[Path], plans: Sequence[GraphPlan]) -> None:
+    def load(self, files: Sequence[Path], plans: Sequence[GraphPlan], shared_parameters: Sequence[str] = ()) -> None:
         """Get ready to hold these graphs. Calling it again with the same arguments keeps what is there.
 
         Args:
             files: as for `inspect`.
             plans: how each graph is to be run; where there is none, on its own shapes.
+            shared_parameters: patterns of the names of parameters that are one and the same in all graphs.
 
         Raises:
             ModelError: as `inspect`; or a graph's inputs cannot be what its plan says.

@@ -14,9 +14,10 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class MindSporeExecutor:
         self._threads = threads
         self._files: tuple[Path, ...] = ()
         self._plans: tuple[GraphPlan, ...] = ()
+        self._shared: tuple[str, ...] = ()
         self._infos: tuple[GraphInfo, ...] = ()
         self._groups: frozenset[str] = frozenset()
         self._cells: list[Any] = []
@@ -79,14 +81,14 @@ class MindSporeExecutor:
         """See `Executor.inspect`."""
         return tuple(_read(file)[0] for file in files)
 
-    def load(self, files: Sequence[Path], plans: Sequence[GraphPlan]) -> None:
+    def load(self, files: Sequence[Path], plans: Sequence[GraphPlan], shared_parameters: Sequence[str] = ()) -> None:
         """See `Executor.load`. The graphs themselves wait for `warm_up`: Ascend's group must be there before them."""
-        if (self._files, self._plans) == (tuple(files), tuple(plans)):
+        if (self._files, self._plans, self._shared) == (tuple(files), tuple(plans), tuple(shared_parameters)):
             return
         read = [_read(file) for file in files]
         self._infos = tuple(with_batch(info, plan_for(plans, number)) for number, (info, _) in enumerate(read))
         self._groups = frozenset(group for _, facts in read for group in facts.groups)
-        self._files, self._plans = tuple(files), tuple(plans)
+        self._files, self._plans, self._shared = tuple(files), tuple(plans), tuple(shared_parameters)
         self._cells, self._failed = [], set()
 
     def open_group(
@@ -130,8 +132,20 @@ class MindSporeExecutor:
             if self._threads is not None and self.device == "CPU":
                 _limit_threads(self._threads)
             self._cells = [_cell(file, info) for file, info in zip(self._files, self._infos, strict=True)]
+            for number in range(1, len(self._cells)):
+                self._share(number, range(number))
         self._infos = tuple(self._warmed(number) for number in range(len(self._cells)))
         return self._infos
+
+    def _share(self, subgraph: int, others: Iterable[int]) -> None:
+        """Has a graph that was not called yet use the parameters of others where they are to be the same."""
+        known = {it.name: it for number in others for it in self._cells[number].get_parameters()}
+        for parameter in self._cells[subgraph].get_parameters():
+            if any(fnmatchcase(parameter.name, pattern) for pattern in self._shared):
+                owner = known.get(parameter.name)
+                if owner is not None:
+                    _check_alike(self._files[subgraph], parameter, owner)
+                    parameter.assign_value(owner)
 
     def _warmed(self, subgraph: int) -> GraphInfo:
         info, plan = self._infos[subgraph], plan_for(self._plans, subgraph)
@@ -147,6 +161,7 @@ class MindSporeExecutor:
             # A graph in which an operator failed refuses all further calls; a new one with its parameters does not.
             self._cells[subgraph] = _cell(self._files[subgraph], info, self._cells[subgraph])
             self._failed.discard(subgraph)
+            self._share(subgraph, (number for number in range(len(self._cells)) if number != subgraph))
         try:
             return self._call(subgraph, inputs)
         except _MINDSPORE_ERRORS as error:
@@ -183,6 +198,14 @@ def _read(file: Path) -> tuple[GraphInfo, GraphFacts]:
         file=file.name, digest=digest, inputs=facts.inputs, outputs=facts.outputs, collectives=bool(facts.groups)
     )
     return info, facts
+
+
+def _check_alike(file: Path, parameter: Any, owner: Any) -> None:
+    if (parameter.shape, parameter.dtype) != (owner.shape, owner.dtype):
+        raise ModelError(
+            f"the model file {file}: parameter {parameter.name} is {parameter.dtype} {list(parameter.shape)}, to be "
+            f"shared with one that is {owner.dtype} {list(owner.shape)}"
+        )
 
 
 @functools.cache

@@ -157,8 +157,8 @@ class NumpyExecutor:
         """See `Executor.inspect`."""
         return tuple(_read(file).info for file in files)
 
-    def load(self, files: Sequence[Path], plans: Sequence[GraphPlan]) -> None:
-        """See `Executor.load`."""
+    def load(self, files: Sequence[Path], plans: Sequence[GraphPlan], shared_parameters: Sequence[str] = ()) -> None:
+        """See `Executor.load`. No operation changes a weight, so there is nothing to share."""
         graphs = [_read(file) for file in files]
         self._graphs = tuple(
             _Graph(with_batch(graph.info, plan_for(plans, number)), graph.operations, graph.weights)

@@ -92,11 +92,14 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         family = self.family()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        psutil.wait_procs(family, timeout=20)
-        for process in family:
+        if self.process.poll() is None:  # the test failed, or does not care how it ends
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for process in psutil.wait_procs(family, timeout=3)[1]:
             try:
                 process.kill()
             except psutil.NoSuchProcess:

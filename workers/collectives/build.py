@@ -84,7 +84,9 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     if os.path.isabs(given):  # as the specification says: others are to be ignored
         return Path(given) / "rankmq"
     home = environ.get("HOME", "")
-    return (Path(home) if os.path.isabs(home) else Path(tempfile.gettempdir()) / f"user-{os.getuid()}") / ".cache/rankmq"
+    return (
+        Path(home) if os.path.isabs(home) else Path(tempfile.gettempdir()) / f"user-{os.getuid()}"
+    ) / ".cache/rankmq"
 
 
 def find_compiler(environ: Mapping[str, str] = os.environ) -> list[str] | None:

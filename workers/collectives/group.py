@@ -132,9 +132,7 @@ class SharedGroup:
         """Return when every rank has called it."""
         self._check(self._native.run(KINDS.index("barrier"), 0, 0, 0, 0, None, None))
 
-    def _run(
-        self, kind: str, array: Array, shape: tuple[int, ...], reduction: str = "none", root: int = 0
-    ) -> Array:
+    def _run(self, kind: str, array: Array, shape: tuple[int, ...], reduction: str = "none", root: int = 0) -> Array:
         given = np.ascontiguousarray(array)
         out = np.empty(shape, given.dtype)
         self._check(
