@@ -8,12 +8,15 @@ from ..schemas.errors import ModelError
 from ..schemas.messages import GraphInfo, GraphPlan, GroupId
 from .plan import SubgraphPlan, make_plan
 from .servable import Servable
+from .stages import stage_ranks
 
 __all__ = ["plan_all", "rank_plans"]
 
 
-def plan_all(servable: Servable, group: GroupId, graphs: Mapping[int, Sequence[GraphInfo]]) -> dict[int, SubgraphPlan]:
-    """Plans every subgraph from what the ranks hold.
+def plan_all(
+    servable: Servable, group: GroupId, graphs: Mapping[int, Sequence[GraphInfo]]
+) -> dict[int, tuple[SubgraphPlan, ...]]:
+    """Plans every subgraph, stage by stage, from what the ranks hold.
 
     Args:
         servable: as loaded.
@@ -31,33 +34,64 @@ def plan_all(servable: Servable, group: GroupId, graphs: Mapping[int, Sequence[G
     declared = servable.subgraph_count
     if declared is not None and declared != count:
         raise ModelError(f"{group}: the ranks hold {count} graphs, the configuration has {declared} subgraphs")
-    ranks = tuple(sorted(graphs))
-    return {number: _plan(servable, number, ranks, graphs) for number in range(count)}
+    return {number: _stages(servable, number, graphs) for number in range(count)}
 
 
-def _plan(
-    servable: Servable, subgraph: int, ranks: tuple[int, ...], graphs: Mapping[int, Sequence[GraphInfo]]
-) -> SubgraphPlan:
-    model, layouts = servable.model_of(subgraph), servable.subgraph(subgraph)
-    return make_plan(
-        subgraph,
-        ranks=ranks,
-        inputs=layouts.inputs,
-        outputs=layouts.outputs,
-        stacked=model.with_batch_dim,
-        unstacked_inputs=frozenset(model.without_batch_dim_inputs),
-        infos={rank: held[subgraph] for rank, held in graphs.items()},
-        default_rank=model.result_rank,
+def _stages(servable: Servable, subgraph: int, graphs: Mapping[int, Sequence[GraphInfo]]) -> tuple[SubgraphPlan, ...]:
+    """The plans of a subgraph's stages: the outputs of one are the inputs of the next.
+
+    The declared layouts are those of the first stage's inputs and of the last stage's outputs. Between stages every
+    rank gets what the first rank of the stage before it made.
+    """
+    model, layouts, count = servable.model_of(subgraph), servable.subgraph(subgraph), servable.stage_size
+    plans: list[SubgraphPlan] = []
+    for stage in range(count):
+        ranks = stage_ranks(stage, len(graphs), count)
+        plan = make_plan(
+            subgraph,
+            ranks=ranks,
+            inputs=layouts.inputs if stage == 0 else None,
+            outputs=layouts.outputs if stage == count - 1 else None,
+            stacked=model.with_batch_dim,
+            unstacked_inputs=frozenset(model.without_batch_dim_inputs if stage == 0 else ()),
+            infos={rank: graphs[rank][subgraph] for rank in ranks},
+            default_rank=ranks[0],
+        )
+        if plans:
+            _check_chain(subgraph, stage, plans[-1], plan)
+        plans.append(plan)
+    return tuple(plans)
+
+
+def _check_chain(subgraph: int, stage: int, before: SubgraphPlan, after: SubgraphPlan) -> None:
+    if not before.outputs:
+        return  # the model file does not say; the first step will
+    given = [(output.spec.dtype, output.spec.shape) for output in before.outputs]
+    taken = [(one.spec.dtype, one.spec.shape) for one in after.inputs]
+    fit = len(given) == len(taken) and all(
+        dtype == other
+        and len(shape) == len(wanted)
+        and all(-1 in pair or pair[0] == pair[1] for pair in zip(shape, wanted, strict=True))
+        for (dtype, shape), (other, wanted) in zip(given, taken, strict=True)
     )
+    if not fit:
+        raise ModelError(
+            f"subgraph {subgraph}: stage {stage - 1} gives {_shown(given)}, and stage {stage} takes {_shown(taken)}"
+        )
 
 
-def rank_plans(plans: Mapping[int, SubgraphPlan], rank: int) -> tuple[GraphPlan, ...]:
+def _shown(specs: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{dtype} {shape}" for dtype, shape in specs) or "nothing"
+
+
+def rank_plans(plans: Mapping[int, tuple[SubgraphPlan, ...]], rank: int) -> tuple[GraphPlan, ...]:
     """How one rank is to run its graphs."""
+    own = [next(plan for plan in stages if rank in plan.ranks) for stages in plans.values()]
     return tuple(
         GraphPlan(
             stacked=plan.stacked,
             unstacked_inputs=tuple(sorted(plan.unstacked_inputs)),
             returns=plan.returns(rank),
         )
-        for plan in plans.values()
+        for plan in own
     )

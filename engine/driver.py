@@ -31,15 +31,17 @@ from ..schemas.messages import (
 )
 from .agreement import plan_all, rank_plans
 from .batcher import Batch, Batcher, Owner, PendingCall, Row
+from .conveyor import Conveyor, Flight
 from .group import Action, Began, Ended, GiveUp, Group, GroupRules, GroupState, Send
 from .group_ports import GroupPorts
-from .ledger import Finished, StepLedger
+from .ledger import Finished
 from .pace import Pace
 from .plan import SubgraphPlan
 from .servable import Servable
+from .stages import stage_ranks
 from .tasks import largest_bytes, least_bytes, tasks_of
 from .ticket import Done, RowResult, Ticket
-from .topology import RANK_ALL
+from .topology import RANK_ALL, stage_tag
 
 __all__ = ["Done", "GroupDriver", "GroupPorts", "RowResult"]
 
@@ -84,7 +86,7 @@ class GroupDriver:
         self.servable = servable
         self.group = Group(group, rules, self._agree, clock())
         self.id = group
-        self.plans: dict[int, SubgraphPlan] = {}
+        self.plans: dict[int, tuple[SubgraphPlan, ...]] = {}
         self.files: tuple[str, ...] = ()
         self.steps = 0
         self._ports = ports
@@ -94,10 +96,10 @@ class GroupDriver:
         self._step_timeout = step_timeout
         self._pace = Pace(step_timeout)
         self._batcher = Batcher(self._max_rows)
-        self._ledger: StepLedger[Batch] | None = None
+        self._conveyor: Conveyor | None = None
         self._held: Batch | None = None
         self._alone = False
-        self._overdue: int | None = None
+        self._overdue: Batch | None = None
         self._began_once = False
         self._closed: RankmqError | None = None
         self._early: list[Ticket] = []
@@ -134,11 +136,11 @@ class GroupDriver:
             self._early.append(ticket)  # the ranks that come to serve may have other graphs than those that first try
 
     def _admit(self, ticket: Ticket) -> None:
-        plan = self.plans.get(ticket.subgraph)
-        if plan is None:
+        stages = self.plans.get(ticket.subgraph)
+        if stages is None:
             ticket.settle_all(ModelError(f"subgraph {ticket.subgraph}: the ranks hold {len(self.plans)} graphs"))
             return
-        good: list[Row] = []
+        plan, good = stages[0], list[Row]()
         for place, row in enumerate(ticket.rows):
             try:
                 checked = plan.check_row([np.asarray(value) for value in row], lenient=ticket.lenient)
@@ -152,10 +154,11 @@ class GroupDriver:
             self._batcher.add(PendingCall(ticket.subgraph, good, keys, ticket, ticket.requests))
 
     def _max_rows(self, subgraph: int) -> int:
-        plan, wanted = self.plans[subgraph], self.servable.model_of(subgraph).batch_size
-        if plan.static_rows is not None:
-            return min(wanted or plan.static_rows, plan.static_rows)  # it takes as long with fewer
-        return self._pace.rows(subgraph, (wanted or _STACKED_ROWS) if plan.stacked else _UNSTACKED_ROWS)
+        stages, wanted = self.plans[subgraph], self.servable.model_of(subgraph).batch_size
+        static = [plan.static_rows for plan in stages if plan.static_rows is not None]
+        if static:
+            return min(wanted or static[0], *static)  # it takes as long with fewer
+        return self._pace.rows(subgraph, (wanted or _STACKED_ROWS) if stages[0].stacked else _UNSTACKED_ROWS)
 
     def fail_all(self, error: RankmqError) -> None:
         """Fails every call that is waiting or under way, and every one that is made from now on."""
@@ -168,63 +171,74 @@ class GroupDriver:
 
     @property
     def outstanding(self) -> int:
-        """Steps that were sent and not finished."""
-        return self._ledger.outstanding if self._ledger is not None else 0
+        """Batches that are under way on the ranks."""
+        return self._conveyor.outstanding if self._conveyor is not None else 0
 
     # --------------------------------------------------------------------------------------------------- steps
 
     def pump(self) -> None:
         """Issues as many steps as the lockstep window allows."""
-        ledger = self._ledger
-        while ledger is not None and self.group.state is GroupState.READY and ledger.can_issue():
-            batch, self._held = self._held or self._batcher.take(), None
-            if batch is None:
+        while (conveyor := self._conveyor) is not None and self.group.state is GroupState.READY:
+            flight = conveyor.next()
+            if flight is not None:
+                self._issue(conveyor, flight)
+            elif not self._take(conveyor):
                 return
-            alone = batch.apart is not None and any(_ticket(call).voids for call, _ in batch.owners)
-            if ledger.outstanding and (alone or self._alone):
-                self._held = batch  # rows under which an epoch was lost: if it happens again, it was them
-                return
-            self._alone = alone
-            self._issue(ledger, batch)
 
-    def _issue(self, ledger: StepLedger[Batch], batch: Batch) -> None:
-        plan = self.plans[batch.subgraph]
-        if len(batch) > 1 and least_bytes(plan, batch.rows) > self._max_message:
+    def _take(self, conveyor: Conveyor) -> bool:
+        """Starts a new batch, if there is one and room for it."""
+        if not conveyor.has_room():
+            return False
+        batch, self._held = self._held or self._batcher.take(), None
+        if batch is None:
+            return False
+        alone = batch.apart is not None and any(_ticket(call).voids for call, _ in batch.owners)
+        if conveyor.outstanding and (alone or self._alone):
+            self._held = batch  # rows under which an epoch was lost: if it happens again, it was them
+            return False
+        self._alone = alone
+        if len(batch) > 1 and least_bytes(self.plans[batch.subgraph][0], batch.rows) > self._max_message:
             self._batcher.split(batch)  # without putting together first what is too large anyway
-            return
-        scattered = plan.scatter(batch.rows)
+        else:
+            self._issue(conveyor, Flight(batch, 0, batch.rows))
+        return True
+
+    def _issue(self, conveyor: Conveyor, flight: Flight) -> None:
+        batch, plan = flight.batch, self.plans[flight.batch.subgraph][flight.stage]
+        scattered = plan.scatter(flight.rows)
         largest = largest_bytes(scattered)
         if largest + _TASK_OVERHEAD > self._max_message:
             self._part(batch, LimitExceeded(f"a row of {largest} bytes: the broker takes {self._max_message}"))
             return
-        step = ledger.issue(batch, self._clock())
+        step = conveyor.issue(flight, self._clock())
         self.steps += 1
-        for tag, task in tasks_of(batch, plan, scattered, group=self.id, epoch=ledger.epoch, step=step):
-            self._ports.send_task(batch.subgraph, tag, task)
+        tag = RANK_ALL if conveyor.stages == 1 else stage_tag(flight.stage)
+        for to, task in tasks_of(flight, plan, scattered, group=self.id, epoch=conveyor.epoch, step=step, tag=tag):
+            self._ports.send_task(batch.subgraph, to, task)
 
     def replied(self, reply: RankReply) -> None:
         """A rank has run a step."""
-        ledger = self._ledger
-        if reply.group != self.id or ledger is None:
-            log.warning("refused a reply of rank %d of %s to step %d", reply.rank, reply.group, reply.step)
+        conveyor = self._conveyor
+        if reply.group != self.id or conveyor is None or reply.epoch < conveyor.epoch:
+            log.debug("late: a reply of rank %d of %s to step %d", reply.rank, reply.group, reply.step)
             return
         now = self._clock()
         try:
-            finished = ledger.reply(reply, now)
+            finished = conveyor.reply(reply, now)
         except LockstepError as error:
             log.warning("refused: %s", error)
-            if reply.epoch == ledger.epoch:  # else it is only late news of an epoch that ended
+            if reply.epoch == conveyor.epoch:
                 self._do(self.group.stuck([reply.rank], f"out of step: {error.message}", now))
             return
         self.group.progressed(reply.rank, reply.step, now)
         if finished is not None:
-            self._finish(finished)
-        if self.group.state is GroupState.DRAINING and ledger.outstanding == 0:
+            self._finish(conveyor, finished)
+        if self.group.state is GroupState.DRAINING and conveyor.outstanding == 0:
             self._do(self.group.drained(now))
         self.pump()
 
-    def _finish(self, finished: Finished[Batch]) -> None:
-        batch = finished.item
+    def _finish(self, conveyor: Conveyor, finished: Finished[Flight]) -> None:
+        flight, batch = finished.item, finished.item.batch
         failed = next((reply for reply in finished.replies.values() if reply.error is not None), None)
         if failed is not None and failed.error is not None:
             error = from_wire(failed.error.code, f"rank {failed.rank}: {failed.error.message}")
@@ -234,12 +248,13 @@ class GroupDriver:
         self._pace.ran(batch.subgraph, len(batch), slowest / 1e6)
         columns = {rank: reply.outputs for rank, reply in finished.replies.items()}
         try:
-            rows = self.plans[batch.subgraph].gather(columns, len(batch))
+            rows = self.plans[batch.subgraph][flight.stage].gather(columns, len(batch))
         except RankmqError as error:
             self._part(batch, error)
             return
-        for (call, index), row in zip(batch.owners, rows, strict=True):
-            _settle(call, index, row)
+        if not conveyor.pass_on(flight, rows):
+            for (call, index), row in zip(batch.owners, rows, strict=True):
+                _settle(call, index, row)
 
     def _part(self, batch: Batch, error: RankmqError) -> None:
         """A batch failed: a single row has met its end; of more, each half is tried again by itself."""
@@ -259,8 +274,12 @@ class GroupDriver:
         """A task for the ranks that a tag reaches came back: there is no queue."""
         if self.group.state not in (GroupState.READY, GroupState.DRAINING):
             return  # known already; who holds the rank now has a queue
-        size = self.group.rules.size
-        gone = range(size) if tag == RANK_ALL else [int(tag.rpartition(".")[2])]
+        rules = self.group.rules
+        kind, _, number = tag.rpartition(".")
+        if tag == RANK_ALL:
+            gone: Sequence[int] = range(rules.size)
+        else:
+            gone = [int(number)] if kind == "rank" else stage_ranks(int(number), rules.size, rules.stages)
         now = self._clock()
         self._do([action for rank in gone for action in self.group.lost(rank, "its queue is gone", now)])
 
@@ -268,9 +287,11 @@ class GroupDriver:
         """Time passed."""
         now = self._clock()
         self._do(self.group.tick(now))
-        if self._ledger is not None and self.group.state in (GroupState.READY, GroupState.DRAINING):
-            for step, ranks in self._ledger.overdue(now, self._step_timeout)[:1]:
-                self._overdue = step - min(self._ledger.progress.values()) - 1
+        if self._conveyor is not None and self.group.state in (GroupState.READY, GroupState.DRAINING):
+            overdue = self._conveyor.overdue(now, self._step_timeout)
+            if overdue is not None:
+                flight, step, ranks = overdue
+                self._overdue = flight.batch
                 self._do(self.group.stuck(ranks, f"step {step} is overdue", now))
 
     def _do(self, actions: Sequence[Action]) -> None:
@@ -289,7 +310,8 @@ class GroupDriver:
 
     def _began(self, epoch: int) -> None:
         log.info("%s is ready: epoch %d, %d ranks", self.id, epoch, self.group.rules.size, extra={"epoch": epoch})
-        self._ledger = StepLedger(epoch, range(self.group.rules.size), self.group.rules.window)
+        rules = self.group.rules
+        self._conveyor = Conveyor(epoch, rules.size, rules.stages, rules.window)
         self._began_once = True
         early, self._early = self._early, []
         for ticket in early:
@@ -298,20 +320,20 @@ class GroupDriver:
         self.pump()
 
     def _ended(self, epoch: int, reason: str) -> None:
-        ledger, self._ledger = self._ledger, None
-        voided = ledger.void() if ledger is not None else []
+        conveyor, self._conveyor = self._conveyor, None
+        voided = conveyor.void() if conveyor is not None else []
         log.warning(
             "%s: epoch %d ended, %d steps are void: %s", self.id, epoch, len(voided), reason, extra={"epoch": epoch}
         )
         overdue, self._overdue = self._overdue, None
-        if overdue is not None and overdue < len(voided):
-            self._pace.overdue(voided[overdue].subgraph, len(voided[overdue]))
+        if overdue is not None:
+            self._pace.overdue(overdue.subgraph, len(overdue))
         held, self._held = self._held, None
         if held is not None:
             self._batcher.put_back(held)
-        for batch in reversed(voided):
+        for batch in voided:
             self._try_again(batch, reason)
-        if ledger is not None:
+        if conveyor is not None:
             self._ports.group_broken(self, reason)
 
     def _try_again(self, batch: Batch, reason: str) -> None:

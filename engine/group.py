@@ -39,6 +39,7 @@ from . import communication
 from .actions import Action, Began, Ended, GiveUp, Send
 from .group_rules import GroupRules
 from .roster import Roster
+from .stages import stage_of, stage_ranks
 from .topology import RANK_ALL, rank_tag, results_queue
 
 __all__ = ["Action", "Began", "Ended", "GiveUp", "Group", "GroupRules", "GroupState", "Send"]
@@ -97,6 +98,11 @@ class Group:
     # ------------------------------------------------------------------------------------------------ what is known
 
     @property
+    def _bound(self) -> bool:
+        """Whether a process can be part of one epoch only: MindSpore's own communication is formed once in a life."""
+        return self.communication in ("mccl", "hccl")
+
+    @property
     def missing(self) -> tuple[int, ...]:
         """The ranks that nobody holds."""
         return self._roster.missing
@@ -143,9 +149,8 @@ class Group:
                 return [] if displaced is None else [self._refuse(displaced, self._is_held(rank))]
             actions += self._lose(rank, f"silent for {now - held.heard:.1f} s", now)
         self.epoch = max(self.epoch, message.last_epoch)
-        if serving and self.communication != "none":
+        if serving and self._bound:
             return actions  # it was told to start anew with all the others
-        roster.heirless(rank)
         roster.add(message, now)
         return actions + self._form_if_whole(now)
 
@@ -194,26 +199,31 @@ class Group:
         self.reason = "the ranks load their graphs"
         self._since = now
         self._again = None
-        self.communication, scheduler = communication.choose(self.rules.communication, self._roster.registers())
-        return [
-            Send(
-                rank_tag(rank),
-                Form(
-                    group=self.group,
-                    epoch=self.epoch,
-                    rank=rank,
-                    agent=member.register.agent,
-                    results=results_queue(self.group),
-                    communication=self.communication,
-                    scheduler=scheduler,
-                    rank_table=dict(self.rules.rank_table),
-                    plans=plans[rank],
-                    window=self.rules.window,
-                    heartbeat_seconds=self.rules.heartbeat_seconds,
-                ),
-            )
-            for rank, member in self._roster
-        ]
+        registers = self._roster.registers()
+        self.communication = communication.choose(self.rules.communication, registers)
+        return [Send(rank_tag(rank), self._form(rank, plans[rank], registers)) for rank in registers]
+
+    def _form(self, rank: int, plans: tuple[GraphPlan, ...], registers: Mapping[int, Register]) -> Form:
+        rules = self.rules
+        stage = stage_of(rank, rules.size, rules.stages)
+        peers = stage_ranks(stage, rules.size, rules.stages)
+        return Form(
+            group=self.group,
+            epoch=self.epoch,
+            rank=rank,
+            agent=registers[rank].agent,
+            results=results_queue(self.group),
+            peers=peers,
+            stage=stage,
+            stages=rules.stages,
+            communication=self.communication,
+            scheduler=communication.meeting(self.communication, self.group, self.epoch, peers, registers),
+            rank_table=dict(rules.rank_table),
+            plans=plans,
+            shared_parameters=rules.shared_parameters,
+            window=rules.window,
+            heartbeat_seconds=rules.heartbeat_seconds,
+        )
 
     def ready(self, message: Ready, now: float) -> list[Action]:
         """A rank has loaded and warmed up its graphs."""
@@ -330,7 +340,7 @@ class Group:
         held = [rank for rank in ranks if self._roster.get(rank) is not None]
         restart = Restart(group=self.group, reason=reason)
         actions: list[Action] = []
-        if self.communication == "none":  # otherwise all are told, when the epoch ends
+        if not self._bound:  # otherwise all are told, when the epoch ends
             actions += [Send(rank_tag(rank), restart) for rank in held]
             for rank in held:
                 self._roster.heirless(rank)  # the same word reaches who waits for the rank
@@ -356,7 +366,7 @@ class Group:
         for _, member in self._roster:
             member.ready = False
         actions: list[Action] = [Ended(self.epoch, reason), *self._dismiss()]
-        if self.communication != "none":
+        if self._bound:
             actions.append(Send(RANK_ALL, Restart(group=self.group, reason=reason)))
             self._roster.clear()
         return actions
@@ -376,7 +386,8 @@ class Group:
             self._since += asleep
             return []
         actions: list[Action] = []
-        for rank, member in list(self._roster):
+        compiling = self.state is GroupState.LOADING  # which may hold up a heartbeat; loading has a bound of its own
+        for rank, member in [] if compiling else list(self._roster):
             if self._roster.silent(rank, now):
                 actions += self._lose(rank, f"silent for {now - member.heard:.1f} s", now)
         waited = now - self._since

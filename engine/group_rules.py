@@ -14,7 +14,9 @@ class GroupRules:
 
     Attributes:
         size: number of ranks.
-        communication: "auto", "none", "mccl" or "hccl".
+        stages: into how many stages they are divided.
+        communication: "auto", "none", "shm", "mccl" or "hccl".
+        shared_parameters: patterns of the names of parameters that are one and the same in all graphs of a rank.
         rank_table: in its 1.0 form.
         wait_seconds: give up when ranks are missing so long; 0 waits for ever.
         load_seconds: how long loading may take.
@@ -25,7 +27,9 @@ class GroupRules:
     """
 
     size: int
+    stages: int = 1
     communication: str = "auto"
+    shared_parameters: tuple[str, ...] = ()
     rank_table: Mapping[str, object] = field(default_factory=dict)
     wait_seconds: float = 0.0
     load_seconds: float = 180.0

@@ -169,6 +169,11 @@ class StepLedger(Generic[T]):
                 late.setdefault(issued, []).append(rank)
         return tuple((issued.step, tuple(late[issued])) for issued in self._unfinished if issued in late)
 
+    def at(self, rank: int) -> T | None:
+        """What a rank is at: the item of the oldest step that it has not answered."""
+        owes = self._ranks[rank].owes
+        return owes[0].item if owes else None
+
     def void(self) -> list[T]:
         """End the epoch: nothing can be issued or answered any more.
 

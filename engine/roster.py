@@ -90,6 +90,9 @@ class Roster:
         self._members[rank] = Member(register, now)
         self._errors.pop(rank, None)
         self._strays.pop(rank, None)
+        heir = self.heir(rank)
+        if heir is not None and heir.agent == register.agent:
+            del self._heirs[rank]
 
     def remove(self, rank: int) -> None:
         """Takes the rank from its agent, which did nothing wrong."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -16,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from ..schemas.errors import InternalError, RankmqError, StageFailed
-from .driver import Done, RowResult
+from ..schemas.tensors import dtype_name, from_array
 from .servable import (
     Constant,
     FunctionStage,
@@ -30,15 +29,14 @@ from .servable import (
     outputs_of,
     use_caller,
 )
+from .ticket import Done, RowResult
+from .waits import Waits
 
 __all__ = ["MethodRun", "RunContext", "RunPorts", "Tally", "ThreadCaller", "run_function", "run_pipeline"]
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-CALL_SECONDS = 3600.0
-"""How long a pipeline waits for one call at most; overdue steps and lost groups end it long before."""
 
 
 @dataclass(slots=True)
@@ -63,12 +61,14 @@ class RunContext:
         request: the request's id.
         lenient: whether values may be converted to the graphs' dtypes.
         tally: kept over all its runs.
+        waits: of the threads that its Python runs on.
     """
 
     servable: Servable
     request: str
     lenient: bool
     tally: Tally = field(default_factory=Tally)
+    waits: Waits = field(default_factory=Waits)
 
 
 class RunPorts(Protocol):
@@ -78,9 +78,17 @@ class RunPorts(Protocol):
         """Runs a subgraph of the context's servable over rows."""
 
     def call_method(
-        self, context: RunContext, servable: str, version: int, method: str, row: tuple[Any, ...], done: Done
+        self,
+        context: RunContext,
+        servable: str,
+        version: int,
+        method: str,
+        row: tuple[Any, ...],
+        done: Done,
+        *,
+        ports: RunPorts,
     ) -> None:
-        """Runs a method of any servable on one row."""
+        """Runs a method of any servable on one row, by means of `ports`."""
 
     def in_pool(self, work: Callable[[], _T], done: Callable[[_T], None]) -> None:
         """Runs `work` on a thread, then `done` with its result on the loop."""
@@ -90,34 +98,86 @@ class RunPorts(Protocol):
 
 
 class ThreadCaller:
-    """The way from a thread that runs a servable's Python back into the engine; each call blocks that thread."""
+    """The way from a thread that runs a servable's Python back into the engine; each call blocks that thread.
 
-    def __init__(self, ports: RunPorts, context: RunContext) -> None:
+    Args:
+        ports: how it reaches the engine.
+        context: the request's.
+        in_pool: whether the thread is one of the pool for functions. What it waits for must not need another of that
+            pool, which may all be waiting so: functions of the methods that it calls run on itself.
+    """
+
+    def __init__(self, ports: RunPorts, context: RunContext, *, in_pool: bool = False) -> None:
         self._ports = ports
         self._context = context
+        self._in_pool = in_pool
 
     def call_method(self, servable: str, version: int, method: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Runs a method on one instance; raises what it met."""
-        return self._wait(lambda done: self._ports.call_method(self._context, servable, version, method, args, done))
+        row = tuple(np.asarray(value) for value in args)
+
+        def start(done: Done, help_out: Callable[[Callable[[], None]], None]) -> None:
+            ports = _OwnThread(self._ports, help_out) if self._in_pool else self._ports
+            self._ports.call_method(self._context, servable, version, method, row, done, ports=ports)
+
+        return self._wait(start)
 
     def call_subgraph(self, subgraph: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Runs a subgraph on one instance; raises what it met."""
-        return self._wait(lambda done: self._ports.call_subgraph(self._context, subgraph, [args], done))
+        row = tuple(np.asarray(value) for value in args)
+        return self._wait(lambda done, _: self._ports.call_subgraph(self._context, subgraph, [row], done))
 
-    def _wait(self, start: Callable[[Done], None]) -> tuple[Any, ...]:
-        future: Future[RowResult] = Future()
+    def _wait(self, start: Callable[[Done, Callable[[Callable[[], None]], None]], None]) -> tuple[Any, ...]:
+        with self._context.waits.one() as wait:
 
-        def begin() -> None:
-            try:
-                start(lambda results: future.set_result(results[0]))
-            except RankmqError as error:
-                future.set_result(error)
+            def begin() -> None:
+                try:
+                    start(lambda results: wait.end(results[0]), wait.help_out)
+                except RankmqError as error:
+                    wait.end(error)
+                except BaseException as error:
+                    wait.end(InternalError(f"a defect: {type(error).__name__}"))
+                    raise
 
-        self._ports.on_loop(begin)
-        result = future.result(CALL_SECONDS)
+            self._ports.on_loop(begin)
+            result = wait.result()
         if isinstance(result, RankmqError):
             raise result
         return result
+
+
+class _OwnThread(RunPorts):
+    """Ports for what a thread of the pool waits for: it runs the functions itself."""
+
+    def __init__(self, ports: RunPorts, help_out: Callable[[Callable[[], None]], None]) -> None:
+        self._ports = ports
+        self._help_out = help_out
+
+    def call_subgraph(self, context: RunContext, subgraph: int, rows: Sequence[tuple[Any, ...]], done: Done) -> None:
+        self._ports.call_subgraph(context, subgraph, rows, done)
+
+    def call_method(
+        self,
+        context: RunContext,
+        servable: str,
+        version: int,
+        method: str,
+        row: tuple[Any, ...],
+        done: Done,
+        *,
+        ports: RunPorts,
+    ) -> None:
+        self._ports.call_method(context, servable, version, method, row, done, ports=ports)
+
+    def in_pool(self, work: Callable[[], _T], done: Callable[[_T], None]) -> None:
+        def run() -> None:
+            result = work()
+            self._ports.on_loop(lambda: done(result))
+
+        self._help_out(run)
+
+    def on_loop(self, work: Callable[[], None]) -> None:
+        self._ports.on_loop(work)
 
 
 class MethodRun:
@@ -170,7 +230,7 @@ class MethodRun:
         if isinstance(stage, SubgraphStage):
             self._ports.call_subgraph(self._context, stage.subgraph, arguments, done)
         else:
-            function, caller = stage, ThreadCaller(self._ports, self._context)
+            function, caller = stage, ThreadCaller(self._ports, self._context, in_pool=True)
             self._ports.in_pool(lambda: run_function(function, arguments, caller), done)
 
     def _value(self, row: int, ref: Ref) -> Any:
@@ -207,14 +267,16 @@ def _run_row(stage: FunctionStage, row: tuple[Any, ...]) -> tuple[Any, ...]:
 def _run_batch(stage: FunctionStage, rows: Sequence[tuple[Any, ...]], caller: ThreadCaller) -> list[RowResult]:
     what = f"stage {stage.name}"
 
-    def work() -> list[RowResult]:
+    def work() -> list[Any]:
         results = list(stage.function(list(rows)))
         if len(results) != len(rows):
             raise StageFailed(f"{what} returned {len(results)} results for {len(rows)} instances")
-        return [_outputs(result, stage.outputs_count, what) for result in results]
+        return results
 
-    result = _guarded(what, work, caller)
-    return [result] * len(rows) if isinstance(result, RankmqError) else result
+    returned = _guarded(what, work, caller)
+    if isinstance(returned, RankmqError):
+        return [returned] * len(rows)
+    return [_guarded(what, partial(_outputs, value, stage.outputs_count, what), caller) for value in returned]
 
 
 def run_pipeline(pipeline: Pipeline, row: tuple[Any, ...], caller: ThreadCaller) -> RowResult:
@@ -224,7 +286,18 @@ def run_pipeline(pipeline: Pipeline, row: tuple[Any, ...], caller: ThreadCaller)
 
 
 def _outputs(value: Any, count: int, what: str) -> tuple[Any, ...]:
-    return tuple(np.asarray(output) for output in outputs_of(value, count, what))
+    return tuple(_array(output, what) for output in outputs_of(value, count, what))
+
+
+def _array(value: Any, what: str) -> np.ndarray[Any, Any]:
+    array = np.asarray(value)
+    try:
+        dtype_name(array.dtype)
+        if array.dtype == object:
+            from_array(array)  # which looks at what is in it
+    except RankmqError as error:
+        raise StageFailed(f"{what} returned {type(value).__name__}: {error.message}") from error
+    return array
 
 
 def _guarded(what: str, work: Callable[[], _T], caller: ThreadCaller) -> _T | RankmqError:
@@ -236,8 +309,14 @@ def _guarded(what: str, work: Callable[[], _T], caller: ThreadCaller) -> _T | Ra
         return error
     except Exception as error:  # foreign code
         log.info("%s raised", what, exc_info=True)
-        text = " ".join(str(error).split())
-        return StageFailed(f"{what} raised {type(error).__name__}: {text}"[:500])
+        return StageFailed(f"{what} raised {type(error).__name__}: {_text(error)}"[:500])
     except BaseException as error:  # even sys.exit() in a servable must not end a thread of ours
         log.error("%s raised", what, exc_info=True)
         return InternalError(f"{what} ended with {type(error).__name__}")
+
+
+def _text(error: Exception) -> str:
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # noqa: BLE001  # of foreign code that cannot even say what is wrong
+        return "(without words)"

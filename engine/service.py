@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
-
-import numpy as np
 
 from ..schemas import codec, plain
 from ..schemas.errors import (
@@ -22,16 +20,20 @@ from ..schemas.errors import (
     LimitExceeded,
     RankmqError,
     ReplyUnroutable,
+    StageFailed,
+    Undecodable,
 )
 from ..schemas.limits import Limits
 from ..schemas.messages import ErrorInfo, InstanceError, Reply, Request, Stats
-from ..schemas.tensors import Tensor, from_array
 from .catalog import Catalog
 from .confirms import Outcome
 from .delivery import Delivery
-from .driver import Done, GroupDriver, RowResult
+from .driver import GroupDriver
+from .instances import arguments_of, named_outputs
 from .runs import MethodRun, RunContext, RunPorts, ThreadCaller, run_pipeline
 from .servable import Method, Pipeline, Servable
+from .ticket import Done, RowResult
+from .waits import Waits
 
 __all__ = ["Service", "ServicePorts"]
 
@@ -113,6 +115,7 @@ class Service(RunPorts):
         self._limits = limits
         self._max_attempts = max_attempts
         self._max_message = max_message
+        self._waits = Waits()
         self._open: dict[_Open, None] = {}
         self.served = 0
         self.failed = 0
@@ -128,9 +131,10 @@ class Service(RunPorts):
         """Takes a request; whatever is wrong with it is answered, never raised."""
         properties = delivery.properties
         request_id = properties.message_id or properties.correlation_id or uuid.uuid4().hex
-        open_ = _Open(delivery, request_id, codec.MSGPACK, self._clock())
+        open_ = _Open(delivery, _readable(request_id), codec.MSGPACK, self._clock())
         self._open[open_] = None
         try:
+            _check_text(properties)
             open_.content_type = codec.content_type_of(properties.content_type, delivery.body)
             self._check_attempts(delivery)
             request = codec.decode_request(delivery.body, open_.content_type, self._limits)
@@ -147,7 +151,7 @@ class Service(RunPorts):
 
     def _start(self, open_: _Open, request: Request, servable: Servable, entry: Method | Pipeline) -> None:
         lenient = any(plain.is_untyped(value) for instance in request.instances for value in instance.values())
-        context = open_.context = RunContext(servable, open_.id, lenient)
+        context = open_.context = RunContext(servable, open_.id, lenient, waits=self._waits)
         open_.output_names = entry.output_names
         open_.results = [None] * len(request.instances)
         open_.left = len(request.instances)
@@ -155,7 +159,7 @@ class Service(RunPorts):
         refused: list[tuple[int, RankmqError]] = []
         for index, instance in enumerate(request.instances):
             try:
-                rows.append((index, _row(instance, entry.input_names, self._limits)))
+                rows.append((index, arguments_of(instance, entry.input_names, self._limits)))
             except RankmqError as error:
                 refused.append((index, error))
         for index, refusal in refused:
@@ -204,16 +208,24 @@ class Service(RunPorts):
         driver.call(subgraph, rows, finished, lenient=context.lenient, requests=(context.request,))
 
     def call_method(
-        self, context: RunContext, servable: str, version: int, method: str, row: tuple[Any, ...], done: Done
+        self,
+        context: RunContext,
+        servable: str,
+        version: int,
+        method: str,
+        row: tuple[Any, ...],
+        done: Done,
+        *,
+        ports: RunPorts,
     ) -> None:
-        """Runs a method of any servable on one row."""
+        """Runs a method of any servable on one row, by means of `ports`."""
         found, entry = self._catalog.resolve(servable, version, method)
         if isinstance(entry, Pipeline):
             raise InvalidInput(f"{servable}.{method} is a pipeline: a pipeline can call methods only")
         if len(row) != len(entry.input_names):
             raise InvalidInput(f"{servable}.{method} takes {', '.join(entry.input_names)}: got {len(row)} values")
-        inner = RunContext(found, context.request, context.lenient, context.tally)
-        MethodRun(self, inner, entry, [row], done).start()
+        inner = replace(context, servable=found)
+        MethodRun(ports, inner, entry, [row], done).start()
 
     def in_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Runs `work` on a thread, then `done` with its result on the loop."""
@@ -228,31 +240,31 @@ class Service(RunPorts):
     def _answer(self, open_: _Open) -> None:
         if open_ not in self._open:
             return
-        outputs: list[dict[str, Tensor] | None] = []
-        errors: list[InstanceError] = []
-        for index, result in enumerate(open_.results):
-            outcome = _named(open_.output_names, result)
-            if isinstance(outcome, RankmqError):
-                outputs.append(None)
-                errors.append(InstanceError(index=index, error=_info(outcome)))
-            else:
-                outputs.append(outcome)
-        if len(errors) == len(outputs) and len({error.error for error in errors}) == 1:
-            error = next(result for result in map(_error_of, open_.results) if result is not None)
-            self._fail(open_, error)
+        outcomes = [named_outputs(open_.output_names, result) for result in open_.results]
+        failures = {index: it for index, it in enumerate(outcomes) if isinstance(it, RankmqError)}
+        errors = [InstanceError(index=index, error=_info(failure)) for index, failure in failures.items()]
+        if len(errors) == len(outcomes) and len({error.error for error in errors}) == 1:
+            self._fail(open_, failures[0])
             return
+        outputs = [None if isinstance(it, RankmqError) else it for it in outcomes]
         reply = Reply(id=open_.id, outputs=outputs, errors=errors, stats=self._stats(open_))
-        body = codec.encode_reply(reply, open_.content_type)
+        try:
+            body = codec.encode_reply(reply, open_.content_type)
+        except RankmqError as error:
+            self._fail(open_, StageFailed(f"the reply cannot be sent: {error.message}"))
+            return
         if len(body) + _REPLY_OVERHEAD > self._max_message:
             text = (
                 f"the reply has {len(body)} bytes: the broker takes {self._max_message}; send fewer instances at once"
             )
             self._fail(open_, LimitExceeded(text))
             return
-        if not open_.delivery.properties.reply_to:
-            self._end(open_, failed=bool(errors))  # nobody wants to know
-            return
-        self._publish(open_, body, failed=bool(errors))
+        if open_.delivery.properties.reply_to:
+            self._publish(open_, body, failed=bool(errors))
+        elif errors:
+            self._dead_letter(open_, next(iter(failures.values())))
+        else:
+            self._end(open_, failed=False)  # nobody wants to know
 
     def _fail(self, open_: _Open, error: RankmqError) -> None:
         log.info("request failed: %s: %s", error.code, error.message, extra={"request": open_.id})
@@ -264,6 +276,8 @@ class Service(RunPorts):
 
     def _publish(self, open_: _Open, body: bytes, *, failed: bool) -> None:
         def then(outcome: Outcome) -> None:
+            if open_ not in self._open:
+                return
             if outcome is Outcome.CONFIRMED:
                 self._end(open_, failed=failed)
             elif outcome is Outcome.LOST:
@@ -272,7 +286,10 @@ class Service(RunPorts):
                 reply_to = open_.delivery.properties.reply_to
                 self._dead_letter(open_, ReplyUnroutable(f"the reply queue {reply_to!r} is gone or takes no messages"))
 
-        self._ports.reply(open_.delivery, body, open_.content_type, then)
+        try:
+            self._ports.reply(open_.delivery, body, open_.content_type, then)
+        except RankmqError as error:
+            self._dead_letter(open_, ReplyUnroutable(f"the reply cannot be sent: {error.message}"))
 
     def _dead_letter(self, open_: _Open, error: RankmqError) -> None:
         delivery = open_.delivery
@@ -293,7 +310,11 @@ class Service(RunPorts):
                 log.error("the dead-letter queue takes nothing: the request goes back", extra={"request": open_.id})
                 self._ports.hand_back(delivery)
 
-        self._ports.dead_letter(delivery, headers, then)
+        try:
+            self._ports.dead_letter(delivery, headers, then)
+        except RankmqError as failure:
+            log.error("it cannot be dead-lettered: %s", failure.message, extra={"request": open_.id})
+            then(Outcome.REJECTED)
 
     def _end(self, open_: _Open, *, failed: bool) -> None:
         if open_ in self._open:
@@ -328,35 +349,23 @@ class Service(RunPorts):
         self._open.clear()
         for open_ in handed:
             self._ports.hand_back(open_.delivery)
+            self._ports.request_ended()
         return len(handed)
 
-
-def _row(instance: Mapping[str, Any], names: Sequence[str], limits: Limits) -> tuple[np.ndarray[Any, Any], ...]:
-    if missing := [name for name in names if name not in instance]:
-        raise InvalidInput(f"missing input {', '.join(missing)}; the inputs are {', '.join(names)}")
-    if len(instance) != len(names):
-        extra = sorted(set(instance) - set(names))
-        raise InvalidInput(f"unknown input {', '.join(extra)[:200]}; the inputs are {', '.join(names)}")
-    row = []
-    for name in names:
-        try:
-            row.append(plain.array_of(instance[name], limits))
-        except RankmqError as error:
-            raise type(error)(f"input {name}: {error.message}") from error
-    return tuple(row)
+    def close(self, error: RankmqError) -> None:
+        """Ends the waits of all threads that run a servable's Python for it; to be called from any thread, once."""
+        self._waits.close(error)
 
 
-def _named(names: Sequence[str], result: RowResult | None) -> dict[str, Tensor] | RankmqError:
-    if result is None or isinstance(result, RankmqError):
-        return result or GroupUnavailable("no result")
-    try:
-        return {name: from_array(array) for name, array in zip(names, result, strict=True)}
-    except RankmqError as error:
-        return error
+def _readable(text: str | bytes) -> str:
+    return text if isinstance(text, str) else text.decode(errors="replace")
 
 
-def _error_of(result: RowResult | None) -> RankmqError | None:
-    return result if isinstance(result, RankmqError) else None
+def _check_text(properties: Any) -> None:
+    """AMQP says that its short strings are UTF-8, and brokers pass on others as well: those arrive as bytes."""
+    for name in ("content_type", "message_id", "correlation_id", "reply_to"):
+        if isinstance(getattr(properties, name), bytes):
+            raise Undecodable(f"the property {name} is not UTF-8")
 
 
 def _info(error: RankmqError) -> ErrorInfo:

@@ -129,6 +129,8 @@ class Session:
         settings = self._settings
         rules = GroupRules(
             size=servable.rank_size,
+            stages=servable.stage_size,
+            shared_parameters=servable.shared_parameters,
             communication=servable.communication,
             rank_table=self._rank_tables[servable.name, servable.version].as_dict(),
             wait_seconds=settings.wait_agents_time_in_seconds,
@@ -196,6 +198,9 @@ class Session:
     def reply(self, delivery: Delivery, body: bytes, content_type: str, then: Callable[[Outcome], None]) -> None:
         """Publishes the reply to a request, to the queue that it named."""
         asked = delivery.properties
+        if not isinstance(asked.reply_to, str):  # bytes, where it is not UTF-8: no queue is called that
+            then(Outcome.RETURNED)
+            return
         properties = Properties(
             message_id=uuid.uuid4().hex,  # not made of the request's, which may be of any length and there twice
             correlation_id=asked.correlation_id or asked.message_id,
@@ -219,7 +224,8 @@ class Session:
             delivery_mode=2,
             headers={**delivery.headers, **headers},
         )
-        self._publish(self._edge, topology.DEAD, delivery.routing_key or "unknown", delivery.body, properties, then)
+        key = delivery.routing_key if isinstance(delivery.routing_key, str) else ""  # bytes, where it is not UTF-8
+        self._publish(self._edge, topology.DEAD, key or "unknown", delivery.body, properties, then)
 
     def request_ended(self) -> None:
         """A request has its terminal outcome."""

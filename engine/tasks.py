@@ -6,28 +6,30 @@ from collections.abc import Iterator, Sequence
 
 from ..schemas.messages import Call, Column, GroupId, Task
 from ..schemas.tensors import nbytes
-from .batcher import Batch, Row
+from .batcher import Row
+from .conveyor import Flight
 from .plan import SubgraphPlan
 from .scatter import Scattered
-from .topology import RANK_ALL, rank_tag
+from .topology import rank_tag
 
 __all__ = ["largest_bytes", "least_bytes", "tasks_of"]
 
 
 def tasks_of(
-    batch: Batch, plan: SubgraphPlan, scattered: Scattered, *, group: GroupId, epoch: int, step: int
+    flight: Flight, plan: SubgraphPlan, scattered: Scattered, *, group: GroupId, epoch: int, step: int, tag: str
 ) -> Iterator[tuple[str, Task]]:
     """The tasks of a step, each with the tag of the ranks that it is for.
 
     Args:
-        batch: the rows of the step.
+        flight: the rows of the step.
         plan: of its subgraph.
         scattered: the rows as they go to the ranks.
         group: whose step it is.
         epoch: in which epoch.
         step: its number there.
+        tag: which reaches all the ranks that the step is for.
     """
-    work = Call(subgraph=batch.subgraph, rows=len(batch), stacked=plan.stacked)
+    work = Call(subgraph=flight.batch.subgraph, rows=len(flight.rows), stacked=plan.stacked)
     both = bool(scattered.replicated and scattered.sharded)
 
     def task(part: int, columns: tuple[Column, ...]) -> Task:
@@ -39,11 +41,11 @@ def tasks_of(
             parts=2 if both else 1,
             work=work,
             inputs=columns,
-            requests=batch.requests,
+            requests=flight.batch.requests,
         )
 
     if scattered.replicated or not scattered.sharded:
-        yield RANK_ALL, task(0, scattered.replicated)
+        yield tag, task(0, scattered.replicated)
     for rank, columns in zip(plan.ranks, scattered.sharded, strict=bool(scattered.sharded)):
         yield rank_tag(rank), task(int(both), columns)
 

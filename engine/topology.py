@@ -46,6 +46,8 @@ __all__ = [
     "requests_queue",
     "results_queue",
     "servable_queues",
+    "stage_bindings",
+    "stage_tag",
     "status_queue",
     "subgraph_exchange",
 ]
@@ -134,6 +136,11 @@ def rank_queue(group: GroupId, rank: int, agent: str) -> str:
     return f"rankmq.{group}.rank.{rank}.{agent}"
 
 
+def stage_tag(stage: int) -> str:
+    """The routing key that reaches the ranks of one stage, where a group has more than one."""
+    return f"stage.{stage}"
+
+
 def rank_tag(rank: int) -> str:
     """The routing key that reaches one rank."""
     return f"rank.{rank}"
@@ -220,3 +227,9 @@ def rank_bindings(group: GroupId, rank: int, agent: str, subgraphs: int) -> Topo
         Queue(queue, durable=False, exclusive=True),
         *(Binding(queue, exchange, key) for exchange in exchanges for key in (rank_tag(rank), RANK_ALL)),
     )
+
+
+def stage_bindings(group: GroupId, rank: int, agent: str, stage: int, subgraphs: int) -> Topology:
+    """The bindings that an agent adds when it hears which stage it is part of."""
+    queue = rank_queue(group, rank, agent)
+    return tuple(Binding(queue, subgraph_exchange(group, i), stage_tag(stage)) for i in range(subgraphs))

@@ -167,6 +167,7 @@ class Register(Message, tag="register", frozen=True, kw_only=True):
         agent: an id that is new with every process.
         queue: its exclusive queue.
         scheduler: host:port where this agent could run the scheduler of MindSpore's own communication; rank 0's counts.
+        shm: whether its graphs could talk to each other through shared memory.
         device: "CPU", "Ascend" or "GPU".
         last_epoch: the newest epoch it has been part of, so that no epoch's number is used twice.
     """
@@ -179,6 +180,7 @@ class Register(Message, tag="register", frozen=True, kw_only=True):
     queue: str
     graphs: tuple[GraphInfo, ...]
     scheduler: str = ""
+    shm: bool = False
     device: str = "CPU"
     last_epoch: Count = 0
 
@@ -275,10 +277,14 @@ class Form(Message, tag="form", frozen=True, kw_only=True):
     Attributes:
         epoch: the epoch that begins when all are ready.
         results: the queue for `RankReply`.
-        communication: "none", "mccl" or "hccl".
-        scheduler: host:port of the communication's scheduler, where it has one.
+        peers: the ranks of its stage, in order: those that its graphs may talk to.
+        stage: which stage it is part of, from 0.
+        stages: into how many the group is divided.
+        communication: "none", "shm", "mccl" or "hccl".
+        scheduler: where the peers meet: host:port for mccl, the name of the segment for shm.
         rank_table: the table in its 1.0 form.
         plans: how to run each graph, by subgraph.
+        shared_parameters: patterns of the names of parameters that are one and the same in all graphs of a rank.
         window: how many steps may be sent ahead of the slowest rank.
         heartbeat_seconds: how often to send a `Heartbeat`.
     """
@@ -288,10 +294,14 @@ class Form(Message, tag="form", frozen=True, kw_only=True):
     rank: Count
     agent: Identifier
     results: str
+    peers: tuple[int, ...] = ()
+    stage: Count = 0
+    stages: Annotated[int, Meta(ge=1)] = 1
     communication: str = "none"
     scheduler: str = ""
     rank_table: dict[str, Any] = msgspec.field(default_factory=dict)
     plans: tuple[GraphPlan, ...] = ()
+    shared_parameters: tuple[str, ...] = ()
     window: Annotated[int, Meta(ge=1)] = 4
     heartbeat_seconds: float = 2.0
 

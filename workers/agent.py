@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..engine.rank_table import parse_rank_table
 from ..engine.settings import Settings
 from ..schemas.errors import GraphFailed, InternalError, RankmqError
 from ..schemas.messages import Column, ErrorInfo, Form, GraphPlan, GroupId, LoadFailed, RankReply, Ready
@@ -166,13 +165,13 @@ class Agent:
         config = self._config
         log.info("loading for epoch %d, communication %s", form.epoch, form.communication, extra={"epoch": form.epoch})
         try:
-            size = parse_rank_table(form.rank_table).size
-            if form.communication == "mccl" and config.rank == 0:
+            place, size = form.peers.index(config.rank), len(form.peers)
+            if form.communication == "mccl" and place == 0:
                 self._start_scheduler(form.scheduler, size)
-            self._executor.load(config.files, form.plans)
+            self._executor.load(config.files, form.plans, form.shared_parameters)
             self._executor.open_group(
                 form.communication,
-                config.rank,
+                place,
                 size,
                 form.scheduler,
                 form.rank_table,

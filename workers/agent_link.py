@@ -93,6 +93,7 @@ class AgentLink:
         self._serving = False
         self._step = -1
         self._leaving = ""
+        self._binding: asyncio.Task[None] | None = None
         self._registering: asyncio.TimerHandle | None = None
         self._heartbeat_seconds = config.settings.heartbeat_seconds
 
@@ -122,11 +123,13 @@ class AgentLink:
     def ready(self, message: Ready) -> None:
         """Says that the rank is ready for the epoch."""
 
-        def say() -> None:
+        async def say() -> None:
+            if self._binding is not None:
+                await asyncio.wait([self._binding])  # steps may come as soon as this is said
             self._serving = message.epoch == self._epoch
             self._say(topology.CONTROL, message)
 
-        self._on_loop(say)
+        self._on_loop(lambda: self._loop.create_task(say()))
 
     def load_failed(self, message: LoadFailed) -> None:
         """Says that the rank cannot load."""
@@ -259,6 +262,7 @@ class AgentLink:
             case Refused() if message.agent in (config.agent, "*"):
                 self._work.end(from_wire(message.error.code, message.error.message))
             case Form() if message.agent == config.agent:
+                self._join_stage(message)
                 self._epoch, self._step = message.epoch, -1
                 self._heartbeat_seconds = message.heartbeat_seconds
                 self._serving = False
@@ -270,6 +274,13 @@ class AgentLink:
             case Restart():
                 log.warning("starting anew: %s", message.reason)
                 self._work.restart()
+
+    def _join_stage(self, form: Form) -> None:
+        """Adds the tag of the rank's stage to its queue. `Ready` goes over the same channel, so steps come after it."""
+        channel, config = self._channel, self._config
+        if form.stages > 1 and channel is not None:
+            bindings = topology.stage_bindings(config.group, config.rank, config.agent, form.stage, len(self._graphs))
+            self._binding = self._loop.create_task(channel.declare(bindings))
 
     # --------------------------------------------------------------------------------------------------- what is said
 

@@ -89,7 +89,7 @@ def run_agent(config: AgentConfig, pipe: Connection) -> None:
     try:
         kind = executor_kind(config.files)
         executor = _executor(kind)
-        scheduler = _offer_scheduler(config) if kind == "mindspore" and config.rank == 0 else ""
+        scheduler = _offer_scheduler(config) if kind == "mindspore" else ""
 
         def start_scheduler(address: str, size: int) -> None:
             if importlib.import_module(_BACKEND).scheduler_needed():

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -100,8 +101,7 @@ def test_missing_ranks_are_named_in_time(servables: Path, url: str, tmp_path: Pa
         assert "ranks 0 have not registered within 4 s" in failed(done, 6)
 
 
-def test_a_second_orchestrator_of_the_group(servables: Path, url: str, tmp_path: Path):
-    """Whether it waits or is turned away: the first one goes on."""
+def test_up_on_somebody_else_s_broker(servables: Path, url: str, tmp_path: Path):
     with Service(tmp_path, "up", servables / "small", "--state", tmp_path / "state", broker_url=url) as up:
         up.wait_for("call it with")
         assert doubled(state_dir=tmp_path / "state")
@@ -204,8 +204,6 @@ class Script(Service):
     """A script of a user's, run in a folder."""
 
     def __init__(self, script: Path, folder: Path, url: str) -> None:
-        import subprocess
-
         self._out, self._err = script.with_suffix(".out"), script.with_suffix(".err")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -223,8 +221,6 @@ def test_startup_agents_says_what_is_missing(servables: Path, url: str, tmp_path
     )
 
     def said(**arguments: object) -> str:
-        import subprocess
-
         done = subprocess.run(
             [sys.executable, str(script), repr(arguments)],
             capture_output=True, text=True, timeout=60, check=False, env=environment(broker_url=url),
@@ -253,7 +249,5 @@ def test_startup_agents_says_what_is_missing(servables: Path, url: str, tmp_path
 
 
 def test_the_module_is_the_command():
-    import subprocess
-
     done = subprocess.run([*RANKMQ, "--version"], capture_output=True, text=True, check=True, env=environment())
     assert done.stdout.startswith("rankmq ")

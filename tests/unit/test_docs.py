@@ -100,7 +100,9 @@ def test_commands_and_their_options_exist(document: Path) -> None:
         if len(words) < 2 or words[1] in ("--help", "COMMAND"):
             continue
         assert words[1] in commands, f"{span}: no such command"
-        known = {name for parameter in commands[words[1]].params for name in (*parameter.opts, *parameter.secondary_opts)}
+        known = {
+            name for parameter in commands[words[1]].params for name in (*parameter.opts, *parameter.secondary_opts)
+        }
         for word in words[2:]:
             if word.startswith("-") and word != "-":
                 assert word.partition("=")[0] in known | {"--help"}, f"{span}: {word} is no option of it"
@@ -125,9 +127,9 @@ def test_the_settings_are_in_the_readme() -> None:
     def default(value: object) -> str:
         return "" if value is None else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
-    expected = ["| setting | environment | default | what it is |", "|---|---|---|---|"]
+    expected = ["| setting | default | what it is |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        expected.append(f"| `{name}` | `RANKMQ_{name.upper()}` | {default(field.default)} | {field.description} |")
+        expected.append(f"| `{name}` | {default(field.default)} | {field.description} |")
     assert marked(README.read_text(), "settings").splitlines() == expected
 
 
@@ -195,7 +197,9 @@ def test_the_names_on_the_broker_are_in_the_protocol() -> None:
 
 def test_the_bytes_in_the_protocol_are_what_they_say() -> None:
     text = PROTOCOL.read_text()
-    dumps = [bytes.fromhex("".join(line.partition("#")[0] for line in block.splitlines())) for block in blocks(text, "hex")]
+    dumps = [
+        bytes.fromhex("".join(line.partition("#")[0] for line in block.splitlines())) for block in blocks(text, "hex")
+    ]
     shown = [json.loads(block) for block in blocks(text, "json")]
     assert len(dumps) == 2
     request, reply = codec.decode_request(dumps[0]), codec.decode_reply(dumps[1])
@@ -203,6 +207,7 @@ def test_the_bytes_in_the_protocol_are_what_they_say() -> None:
 
     assert dumps[0] == msgpack.packb(msgpack.unpackb(dumps[0]))
     assert dumps[1] == codec.encode_reply(reply)
+    assert f"The request in MessagePack, {len(dumps[0])} bytes" in text
 
     requests = [codec.decode_request(json.dumps(it).encode(), codec.JSON) for it in shown if "instances" in it]
     assert len(requests) == 3

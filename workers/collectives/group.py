@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 Reduction = Literal["sum", "max", "min"]
 
-_SLOT_BYTES = 1 << 20
+_SLOT_BYTES = 1 << 18
 _LINE = 64
 _LOOK_MS = 100
 

@@ -18,7 +18,7 @@ from .unavailable import CollectivesUnavailable
 __all__ = ["rewrite"]
 
 _WORLD_GROUPS = frozenset({"mccl_world_group", "hccl_world_group", "nccl_world_group"})
-"""Every rank, under the names that the backends give it; a graph that was exported without a group names one of them."""
+"""All ranks, as the backends call them; a graph that was exported without a group names one of these."""
 
 _MAX_RANKS = 64
 _REFERENCE = "REF::"
@@ -48,9 +48,13 @@ def rewrite(model: Any, library: Path, size: int) -> int:
             f"MindSpore takes no operators from {library}: the path must be absolute, without ':'"
         )
     operators = {it.name: _operator(it, size) for it in model.primitives if _is_collective(it)}
-    found = 0
-    for function in (model.graph, *model.functions):
-        found += _rewrite_function(model, function, operators)
+    functions = (model.graph, *model.functions)
+    for node in (node for function in functions for node in function.node):
+        if _is_collective(node):
+            raise CollectivesUnavailable(
+                f"{node.op_type} is written in a way that is not known: export the graph again"
+            )
+    found = sum(_rewrite_function(model, function, operators) for function in functions)
     for primitive in model.primitives:
         if primitive.name in operators:
             _make_custom(primitive, library, operators[primitive.name])
@@ -60,8 +64,9 @@ def rewrite(model: Any, library: Path, size: int) -> int:
 # --------------------------------------------------------------------------------------------------------- primitives
 
 
-def _is_collective(primitive: Any) -> bool:
-    return any(attribute.name == "group" and attribute.s for attribute in primitive.attribute)
+def _is_collective(holder: Any) -> bool:
+    """Operators that talk to other ranks name their group; no other operator has a text attribute of that name."""
+    return any(attribute.name == "group" and attribute.s for attribute in holder.attribute)
 
 
 def _operator(primitive: Any, size: int) -> str:
@@ -82,9 +87,9 @@ def _operator(primitive: Any, size: int) -> str:
         root = numbers.get("root_rank", 0)
         if not 0 <= root < min(size, _MAX_RANKS):
             raise CollectivesUnavailable(f"Broadcast comes from rank {root}, and there are {size}")
-        return f"{kind}_{root}"
+        return f"Broadcast_{root}"
     if kind == "AllGather":
-        return kind
+        return "AllGather"
     raise CollectivesUnavailable(f"{kind} does not go through shared memory")
 
 
@@ -101,13 +106,13 @@ def _make_custom(primitive: Any, library: Path, operator: str) -> None:
     _set_text(primitive, "reg_op_name", operator)
     _set_text(primitive, "primitive_target", "CPU")
     _set_text(primitive, "imply_path", "")
-    for attribute, value in (("cpp_infer_shape", 1), ("cpp_infer_type", 1), ("multi_output", 0), ("autodiff", 0)):
-        added = primitive.attribute.add(name=attribute, i=value)
+    for flag, value in (("cpp_infer_shape", 1), ("cpp_infer_type", 1), ("multi_output", 0), ("autodiff", 0)):
+        added = primitive.attribute.add(name=flag, i=value)
         added.type = added.BOOL
-    for attribute, value in (("input_names", "x"), ("pure_input_names", "x"), ("output_names", "y")):
-        added = primitive.attribute.add(name=attribute)
+    for names, word in (("input_names", "x"), ("pure_input_names", "x"), ("output_names", "y")):
+        added = primitive.attribute.add(name=names)
         added.type = added.LIST
-        added.values.add(strings=[value.encode()], type=added.STRING)
+        added.values.add(strings=[word.encode()], type=added.STRING)
 
 
 def _set_text(holder: Any, name: str, value: str) -> None:

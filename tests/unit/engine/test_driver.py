@@ -313,13 +313,19 @@ def test_rows_that_run_apart_do_not_mix_with_others_and_the_window_opens_again_b
     for number in range(4):
         calls.call(0, rows_of(0, 2, seed=number))
     world.dies(world.agents[0], sent=False)
+    while world.readied < 2:
+        world.starts(0)
+        world.choices()[0]()
+    for _ in range(3):
+        calls.call(0, rows_of(0, 2, seed=9))
+    assert world.driver.outstanding == 1
+    assert world.driver.status().waiting == 12
     world.settle()
-    calls.call(0, rows_of(0, 2, seed=9))
-    for _ in range(8):
+    for _ in range(9):
         calls.call(0, rows_of(0, 2, seed=9))
     assert world.driver.outstanding == 4
     world.settle()
-    assert all(calls.check(number) == {} for number in range(13))
+    assert all(calls.check(number) == {} for number in range(16))
 
 
 def test_the_loss_of_a_rank_is_seen_by_its_queue():
@@ -459,7 +465,8 @@ def test_a_reply_between_two_epochs_is_refused():
 
 @pytest.mark.parametrize("when", ["early", "waiting", "under way", "partly done", "held apart"])
 def test_all_calls_fail_when_the_driver_ends(when):
-    world = World(stacked=False, window=1) if when == "early" else ready_world(stacked=False, window=1)
+    window = 2 if when == "held apart" else 1
+    world = World(stacked=False) if when == "early" else ready_world(stacked=False, window=window)
     calls = Calls(world)
     calls.call(0, rows_of(0, 100))
     calls.call(1, rows_of(1, 3))
@@ -474,6 +481,7 @@ def test_all_calls_fail_when_the_driver_ends(when):
         while world.driver.group.epoch < 2 or world.driver.group.state is not GroupState.READY:
             world.starts(0)
             world.choices()[0]()
+        assert (world.driver.outstanding, world.driver.status().waiting) == (1, 39)
     world.driver.fail_all(ConnectionLost("gone"))
     kept = 64 if when == "partly done" else 0
     assert calls.check(0) == dict.fromkeys(range(kept, 100), ConnectionLost)

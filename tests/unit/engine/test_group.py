@@ -125,6 +125,7 @@ def test_ranks_that_do_not_fit_together_are_sent_away_and_the_group_is_given_up(
     assert sent(actions, Refused)[RANK_ALL].agent == "*"
     assert [type(it.error) for it in of(actions, GiveUp)] == [ModelError]
     assert group.state is GroupState.FORMING
+    assert group.missing == (0, 1)
     assert group.tick(0.5) == []  # said once
     # ... and when somebody has put it right
     assert sent(register_all(group, 1.0), Form).keys() == {"rank.0", "rank.1"}
@@ -192,6 +193,31 @@ def test_who_is_silent_is_replaced_at_once():
     actions = group.registered(register(1, "heir"), 11.0)
     assert [it.epoch for it in of(actions, Ended)] == [1]
     assert sent(actions, Form).keys() == ALL
+
+
+def test_of_two_heirs_of_a_silent_rank_the_one_that_comes_in_time_gets_it_and_the_other_is_told():
+    group = ready_group(3)
+    now, _ = pass_time(group, 0.0, 10.0, alive=(0, 2))
+    group.registered(register(1, "second"), now)
+    assert sent(group.registered(register(1, "third"), now + 0.4), Form)["rank.1"].agent == "third"
+    assert sent(group.heartbeat(heartbeat(1, "third"), now + 3.0), Refused)["rank.1"].agent == "second"
+
+
+def test_an_heir_that_asks_again_of_a_silent_rank_is_its_holder_and_not_its_own_heir():
+    group = ready_group(3)
+    now, _ = pass_time(group, 0.0, 10.0, alive=(0, 2))
+    group.registered(register(1, "heir"), now)
+    group.registered(register(1, "heir"), now + 0.4)
+    assert group.holds(1, "heir")
+    assert group.heartbeat(heartbeat(1, "heir"), now + 5.0) == []
+
+
+def test_the_heir_of_a_stuck_rank_starts_anew_with_it():
+    group = ready_group(3)
+    group.registered(register(1, "heir"), 1.0)
+    actions = group.stuck([1], "step 3 is overdue", 1.0)
+    assert sent(actions, Restart).keys() == {"rank.1"}  # which reaches both
+    assert group.missing == (1,)
 
 
 def test_an_heir_that_dies_or_leaves_does_not_inherit():
@@ -292,6 +318,28 @@ def test_a_group_that_has_served_is_never_given_up_and_never_in_haste():
     _, actions = pass_time(group, now, 40.0, alive=(0, 1))
     assert sent(actions, Form)  # it is tried again
     assert [it for it in ready_all(group, now) if isinstance(it, Began)]
+
+
+def test_a_group_that_was_ready_in_between_is_formed_again_at_once():
+    group = ready_group(2)
+    for moment in (1.0, 2.0):
+        for _ in range(4):
+            group.broken("out of step", moment)
+            for _ in range(3):
+                group.load_failed(load_failed(0, group.epoch), moment)
+        moment += 1.5
+        assert sent(group.tick(moment), Form)
+        assert of(ready_all(group, moment), Began)
+    group.broken("out of step", 4.0)
+    assert sent(group.load_failed(load_failed(0, group.epoch), 4.0), Form).keys() == {"rank.0", "rank.1"}
+
+
+def test_a_model_that_cannot_be_loaded_any_more_is_not_given_up():
+    group = ready_group(2)
+    group.broken("out of step", 1.0)
+    actions = group.load_failed(load_failed(1, 2, code="invalid_model"), 1.0)
+    assert not of(actions, GiveUp)
+    assert sent(actions, Form)["rank.0"].epoch == 3
 
 
 def test_ranks_that_do_not_get_ready_in_time_are_started_anew():

@@ -13,7 +13,7 @@
 namespace rankmq {
 namespace {
 
-constexpr int kYields = 20;
+constexpr int kYields = 10;
 constexpr int64_t kLookMs = 20;
 constexpr uint32_t kBroken = 1;   // bit 0 of Header::turn
 constexpr uint32_t kOneTurn = 2;  // the other bits count; that they overflow after two thousand million is no harm

@@ -10,7 +10,7 @@ namespace rankmq {
 namespace {
 
 // Up to this size every rank adds up everything by itself, which saves the second barrier.
-constexpr uint64_t kSmallBytes = 16384;
+constexpr uint64_t kSmallBytes = 4096;
 
 uint64_t layout_of(const GroupSettings &settings) {
   return kLayoutVersion << 56 | static_cast<uint64_t>(settings.size) << 48 | settings.slot_bytes;

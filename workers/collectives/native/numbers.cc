@@ -109,9 +109,19 @@ inline T combine(T a, T b) {
       return a + b;
     }
   } else {
-    bool keep = reduction == Reduction::kMax ? a > b : a < b;
-    if constexpr (std::is_floating_point_v<T>) keep = keep || a != a;
-    return keep ? a : b;
+    T best = reduction == Reduction::kMax ? (a > b ? a : b) : (a < b ? a : b);  // b if one of them is a NaN
+    if constexpr (std::is_floating_point_v<T>) best = a != a ? a : best;
+    return best;
+  }
+}
+
+// Puts `more` further sources into the sums, in their order: one pass over the sums for several of them.
+template <typename T, Reduction reduction, int more>
+inline void fold(typename Wide<T>::type *sums, const std::byte *const *sources, uint64_t at, uint64_t count) {
+  for (uint64_t i = 0; i < count; ++i) {
+    typename Wide<T>::type sum = sums[i];
+    for (int source = 0; source < more; ++source) sum = combine<reduction>(sum, load<T>(sources[source], at + i));
+    sums[i] = sum;
   }
 }
 
@@ -122,10 +132,9 @@ void reduce(const std::byte *const *sources, int ranks, uint64_t begin, uint64_t
   for (uint64_t at = begin; at < end; at += kBlock) {
     const uint64_t count = std::min(kBlock, end - at);
     for (uint64_t i = 0; i < count; ++i) sums[i] = load<T>(sources[0], at + i);
-    for (int rank = 1; rank < ranks; ++rank) {
-      const std::byte *source = sources[rank];
-      for (uint64_t i = 0; i < count; ++i) sums[i] = combine<reduction>(sums[i], load<T>(source, at + i));
-    }
+    int rank = 1;
+    for (; rank + 4 <= ranks; rank += 4) fold<T, reduction, 4>(sums, sources + rank, at, count);
+    for (; rank < ranks; ++rank) fold<T, reduction, 1>(sums, sources + rank, at, count);
     for (uint64_t i = 0; i < count; ++i) store<T>(out, at - begin + i, sums[i]);
   }
 }

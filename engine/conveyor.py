@@ -1,0 +1,117 @@
+"""One epoch's batches on their way through the stages of a group: several at once, one behind the other. Pure.
+
+A batch that the ranks of one stage have run waits for the ranks of the next. Later stages go first, and a stage takes
+nothing while too much waits behind it, so that what is under way stays bounded and the oldest work ends first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..schemas.messages import RankReply
+from .batcher import Batch, Row
+from .ledger import Finished, StepLedger
+from .stages import stage_ranks
+
+__all__ = ["Conveyor", "Flight"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Flight:
+    """A batch at one stage.
+
+    Attributes:
+        batch: the batch as it was taken, before the first stage.
+        stage: where it is, from 0.
+        rows: what goes into this stage.
+    """
+
+    batch: Batch
+    stage: int
+    rows: Sequence[Row]
+
+
+class Conveyor:
+    """The steps of one epoch over all stages.
+
+    Args:
+        epoch: its number.
+        size: how many ranks the group has.
+        stages: into how many stages they are divided.
+        window: how many steps may be sent ahead of the slowest rank of a stage.
+    """
+
+    def __init__(self, epoch: int, size: int, stages: int, window: int) -> None:
+        self.epoch = epoch
+        self.stages = stages
+        self._window = window
+        self._ranks = [stage_ranks(stage, size, stages) for stage in range(stages)]
+        self._ledger: StepLedger[Flight] = StepLedger(epoch, range(size), window)
+        self._waiting: list[deque[Flight]] = [deque() for _ in range(stages)]
+
+    @property
+    def outstanding(self) -> int:
+        """How many batches are under way."""
+        return self._ledger.outstanding + sum(map(len, self._waiting))
+
+    def has_room(self) -> bool:
+        """Whether the first stage may take another batch."""
+        return self._may_issue(0)
+
+    def next(self) -> Flight | None:
+        """The batch that goes on next, into a later stage than the first; None where none can."""
+        for stage in range(self.stages - 1, 0, -1):
+            if self._waiting[stage] and self._may_issue(stage):
+                return self._waiting[stage].popleft()
+        return None
+
+    def _may_issue(self, stage: int) -> bool:
+        behind = stage + 1
+        congested = behind < self.stages and len(self._waiting[behind]) >= self._window
+        return not congested and self._ledger.can_issue(self._ranks[stage])
+
+    def issue(self, flight: Flight, now: float) -> int:
+        """Books a step as sent to the ranks of its stage.
+
+        Returns:
+            Its number for these ranks.
+        """
+        return self._ledger.issue(flight, now, self._ranks[flight.stage])
+
+    def reply(self, reply: RankReply, now: float) -> Finished[Flight] | None:
+        """Books a rank's answer; see `StepLedger.reply`."""
+        return self._ledger.reply(reply, now)
+
+    def pass_on(self, flight: Flight, rows: Sequence[Row]) -> bool:
+        """Has what a stage made go on to the next.
+
+        Returns:
+            Whether there is a next one.
+        """
+        stage = flight.stage + 1
+        if stage == self.stages:
+            return False
+        self._waiting[stage].append(Flight(flight.batch, stage, rows))
+        return True
+
+    def overdue(self, now: float, seconds: float) -> tuple[Flight, int, tuple[int, ...]] | None:
+        """The first step that ranks have been at for longer than `seconds`, its number, and the ranks."""
+        for step, ranks in self._ledger.overdue(now, seconds):
+            flight = self._ledger.at(ranks[0])
+            if flight is not None:
+                return flight, step, ranks
+        return None
+
+    def void(self) -> list[Batch]:
+        """Ends the epoch.
+
+        Returns:
+            The batches that were under way, at whatever stage, oldest first.
+        """
+        flights = [flight for waiting in reversed(self._waiting) for flight in waiting]
+        for waiting in self._waiting:
+            waiting.clear()
+        batches = [flight.batch for flight in (*self._ledger.void(), *flights)]
+        return sorted(batches, key=lambda batch: (batch.owners[0][0].number, batch.owners[0][1]))

@@ -1,0 +1,22 @@
+"""Pipeline-parallel stages: the ranks of a group divided into stages of the same size, one after the other."""
+
+from __future__ import annotations
+
+__all__ = ["stage_of", "stage_ranks"]
+
+
+def stage_of(rank: int, size: int, stages: int) -> int:
+    """The stage of a rank, from 0.
+
+    Args:
+        rank: its number.
+        size: how many ranks there are.
+        stages: how many stages; divides `size`.
+    """
+    return rank // (size // stages)
+
+
+def stage_ranks(stage: int, size: int, stages: int) -> tuple[int, ...]:
+    """The ranks of a stage, in order."""
+    each = size // stages
+    return tuple(range(stage * each, (stage + 1) * each))

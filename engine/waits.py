@@ -1,0 +1,81 @@
+"""Threads of a servable's Python that wait for the engine, each for one answer, and not for ever."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ..schemas.errors import GroupUnavailable, RankmqError
+from .ticket import RowResult
+
+__all__ = ["Wait", "Waits"]
+
+_LONGEST_SECONDS = 3600.0
+"""A last resort: overdue steps, lost groups and the end of the session end a wait long before."""
+
+
+class Wait:
+    """One thread's wait; it does what it is asked to meanwhile."""
+
+    def __init__(self) -> None:
+        self._news: queue.SimpleQueue[Callable[[], None] | RowResult] = queue.SimpleQueue()
+
+    def end(self, result: RowResult) -> None:
+        """Ends the wait with a result; may be called from any thread."""
+        self._news.put(result)
+
+    def help_out(self, work: Callable[[], None]) -> None:
+        """Has the thread that waits run something; may be called from any thread."""
+        self._news.put(work)
+
+    def result(self) -> RowResult:
+        """Waits, on the thread that made it."""
+        while True:
+            try:
+                news = self._news.get(timeout=_LONGEST_SECONDS)
+            except queue.Empty:
+                return GroupUnavailable(f"no answer within {_LONGEST_SECONDS:g} s")
+            if isinstance(news, RankmqError | tuple):
+                return news
+            news()
+
+
+class Waits:
+    """All the waits of one engine."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: set[Wait] = set()
+        self._closed: RankmqError | None = None
+
+    def __len__(self) -> int:
+        """How many threads wait."""
+        return len(self._open)
+
+    @contextmanager
+    def one(self) -> Iterator[Wait]:
+        """A wait.
+
+        Raises:
+            RankmqError: they were ended for good.
+        """
+        wait = Wait()
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed
+            self._open.add(wait)
+        try:
+            yield wait
+        finally:
+            with self._lock:
+                self._open.discard(wait)
+
+    def close(self, error: RankmqError) -> None:
+        """Ends every wait, and every one from now on, with this error."""
+        with self._lock:
+            self._closed = self._closed or error
+            waiting = list(self._open)
+        for wait in waiting:
+            wait.end(error)

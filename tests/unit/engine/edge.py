@@ -1,0 +1,245 @@
+"""A service with ports that remember, a loop that the test turns, real threads, and ranks in memory."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rankmq.engine.catalog import Catalog
+from rankmq.engine.confirms import Outcome
+from rankmq.engine.connection import Properties
+from rankmq.engine.delivery import Delivery
+from rankmq.engine.service import Service
+from rankmq.schemas import codec
+from rankmq.schemas.errors import RankmqError
+from rankmq.schemas.limits import Limits
+from rankmq.schemas.messages import Reply, Request
+from rankmq.schemas.tensors import from_array, to_array
+
+from tests.unit.engine.servable_files import WORDS, load
+from tests.unit.engine.simulation import World, ready_world
+
+PATIENCE = 20.0
+"""Seconds after which a test that waits has found a hang."""
+
+MODEL = WORDS + "distributed.declare_servable(rank_size=3, stage_size=1, with_batch_dim=True)\n"
+
+
+@dataclass
+class Publish:
+    """Something that the service has published: what is to become of it, `then` is told."""
+
+    delivery: Delivery
+    body: bytes
+    content_type: str
+    headers: Mapping[str, Any] | None
+    then: Callable[[Outcome], None]
+
+    @property
+    def reply(self) -> Reply:
+        return codec.decode_reply(self.body, self.content_type)
+
+
+@dataclass
+class Fate:
+    """What has become of a delivery."""
+
+    acked: int = 0
+    handed_back: int = 0
+    replies: list[tuple[Publish, Outcome]] = field(default_factory=list)
+    dead: list[tuple[Publish, Outcome]] = field(default_factory=list)
+
+    @property
+    def ends(self) -> int:
+        lost = sum(outcome is Outcome.LOST for _, outcome in (*self.replies, *self.dead))
+        return self.acked + self.handed_back + lost
+
+
+class Edge:
+    """The ports, the loop and the threads of one service.
+
+    Args:
+        tmp_path: where servables are written.
+        configurations: by servable name, the text of its configuration file.
+        world: the ranks of the servable `matmul`.
+        pool: "inline": a function's work is done at once, "threads": on real ones.
+        given: for the service.
+    """
+
+    def __init__(
+        self,
+        tmp_path: Path,
+        configurations: Mapping[str, str],
+        world: World | None = None,
+        *,
+        pool: str = "inline",
+        stage_threads: int = 2,
+        **given: Any,
+    ) -> None:
+        self.world = world or ready_world()
+        servables = [load(tmp_path, text, name) for name, text in configurations.items()]
+        self.news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.pool = pool
+        self.busy = 0
+        self.lock = threading.Lock()
+        self.stages = ThreadPoolExecutor(stage_threads)
+        self.pipelines = ThreadPoolExecutor(8)
+        self.fates: dict[int, Fate] = {}
+        self.ended = 0
+        self.outcomes: deque[Outcome] = deque()
+        self.held: deque[tuple[bool, Publish]] = deque()
+        self.hold = False
+        self.broken: RankmqError | None = None
+        self.service = Service(
+            Catalog(servables),
+            {("matmul", 1): self.world.driver},
+            self,
+            self.world.clock,
+            **{"limits": Limits(), "max_attempts": 3, "max_message": 1 << 20, **given},
+        )
+
+    def close(self) -> None:
+        self.service.close(RankmqError("the test is over"))
+        self.stages.shutdown()
+        self.pipelines.shutdown()
+
+    # ------------------------------------------------------------------------------------------------ ServicePorts
+
+    def reply(self, delivery: Delivery, body: bytes, content_type: str, then: Callable[[Outcome], None]) -> None:
+        self._published(Publish(delivery, body, content_type, None, then), dead=False)
+
+    def dead_letter(self, delivery: Delivery, headers: Mapping[str, Any], then: Callable[[Outcome], None]) -> None:
+        self._published(Publish(delivery, delivery.body, "", headers, then), dead=True)
+
+    def _published(self, publish: Publish, *, dead: bool) -> None:
+        if self.broken is not None:
+            raise self.broken
+        if self.hold:
+            self.held.append((dead, publish))
+        else:
+            self.answer(dead, publish, self.outcomes.popleft() if self.outcomes else Outcome.CONFIRMED)
+
+    def answer(self, dead: bool, publish: Publish, outcome: Outcome) -> None:
+        """The broker answers a publish."""
+        fate = self.fates[publish.delivery.tag]
+        (fate.dead if dead else fate.replies).append((publish, outcome))
+        publish.then(outcome)
+
+    def ack(self, delivery: Delivery) -> None:
+        fate = self.fates[delivery.tag]
+        confirmed = any(outcome is Outcome.CONFIRMED for _, outcome in (*fate.replies, *fate.dead))
+        assert confirmed or not delivery.properties.reply_to, "acknowledged before anything was confirmed"
+        fate.acked += 1
+        assert fate.ends == 1, fate
+
+    def hand_back(self, delivery: Delivery) -> None:
+        fate = self.fates[delivery.tag]
+        fate.handed_back += 1
+        assert fate.ends == 1, fate
+
+    def request_ended(self) -> None:
+        self.ended += 1
+
+    def in_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        if self.pool == "inline":
+            done(work())
+        else:
+            self._on_thread(self.stages, work, done)
+
+    def in_pipeline_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        self._on_thread(self.pipelines, work, done)
+
+    def _on_thread(self, pool: ThreadPoolExecutor, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        with self.lock:
+            self.busy += 1
+
+        def run() -> None:
+            try:
+                result = work()
+            except BaseException as error:
+                self.on_loop(lambda: (_ for _ in ()).throw(AssertionError(f"a thread died: {error!r}")))
+                raise
+            finally:
+                with self.lock:
+                    self.busy -= 1
+            self.on_loop(lambda: done(result))
+
+        pool.submit(run)
+
+    def on_loop(self, work: Callable[[], None]) -> None:
+        self.news.put(work)
+
+    # ------------------------------------------------------------------------------------------------- what tests do
+
+    def deliver(self, body: bytes, *, headers: Mapping[str, Any] | None = None, **properties: Any) -> Fate:
+        """A delivery comes from the requests queue."""
+        tag = len(self.fates) + 1
+        fate = self.fates[tag] = Fate()
+        found = Properties(**{"reply_to": "answers", "headers": headers, **properties})
+        self.service.receive(Delivery(body, tag, "rankmq.requests", "matmul", False, found))
+        return fate
+
+    def ask(
+        self,
+        method: str,
+        *instances: Mapping[str, Any],
+        servable: str = "matmul",
+        version: int = 0,
+        content_type: str = codec.MSGPACK,
+        **properties: Any,
+    ) -> Fate:
+        """A request comes."""
+        rows = [
+            {name: from_array(value) if hasattr(value, "dtype") else value for name, value in instance.items()}
+            for instance in instances
+        ]
+        request = Request(servable=servable, method=method, version=version, instances=rows)
+        body = codec.encode_request(request, content_type)
+        return self.deliver(body, **{"content_type": content_type, **properties})
+
+    def run(self) -> None:
+        """Turns the loop until nothing is left to do."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            self.world.run()
+            try:
+                self.news.get(timeout=0.02 if self.busy else 0)()
+            except queue.Empty:
+                if not self.busy and self.news.empty():
+                    self.world.run()
+                    if self.news.empty():
+                        return
+            assert time.monotonic() < until, "something waits for ever"
+
+
+def outputs_of(fate: Fate) -> list[dict[str, Any] | None]:
+    """The outputs of the one reply that came, as lists."""
+    ((publish, _),) = fate.replies
+    assert publish.reply.error is None, publish.reply.error
+    return [
+        None if row is None else {name: to_array(tensor).tolist() for name, tensor in row.items()}
+        for row in publish.reply.outputs
+    ]
+
+
+def errors_of(fate: Fate) -> dict[int, str]:
+    """By instance, the code of its error in the one reply that came."""
+    ((publish, _),) = fate.replies
+    return {it.index: it.error.code for it in publish.reply.errors}
+
+
+def error_of(fate: Fate) -> tuple[str, str]:
+    """The code and the message of the error of the one reply that came."""
+    ((publish, _),) = fate.replies
+    assert publish.reply.error is not None, publish.reply
+    return publish.reply.error.code, publish.reply.error.message
+
+
+__all__: Sequence[str] = ["MODEL", "Edge", "Fate", "Publish", "error_of", "errors_of", "outputs_of"]
