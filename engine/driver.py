@@ -20,6 +20,7 @@ from ..schemas.errors import (
     ModelError,
     RankmqError,
     ServingError,
+    SessionLost,
     from_wire,
 )
 from ..schemas.messages import (
@@ -29,6 +30,7 @@ from ..schemas.messages import (
     GroupStatus,
     RankReply,
 )
+from ..schemas.tensors import numpy_dtype
 from .agreement import plan_all, rank_plans
 from .batcher import Batch, Batcher, Owner, PendingCall, Row
 from .conveyor import Conveyor, Flight
@@ -38,6 +40,7 @@ from .ledger import Finished
 from .pace import Pace
 from .plan import SubgraphPlan
 from .servable import Servable
+from .slots import Session, Slots
 from .stages import stage_ranks
 from .tasks import largest_bytes, least_bytes, tasks_of
 from .ticket import Done, RowResult, Ticket
@@ -89,6 +92,7 @@ class GroupDriver:
         self.plans: dict[int, tuple[SubgraphPlan, ...]] = {}
         self.files: tuple[str, ...] = ()
         self.steps = 0
+        self.slots = Slots(servable.slots)
         self._ports = ports
         self._clock = clock
         self._max_attempts = max_attempts
@@ -108,7 +112,14 @@ class GroupDriver:
     # --------------------------------------------------------------------------------------------------- calls
 
     def call(
-        self, subgraph: int, rows: Sequence[tuple[Any, ...]], done: Done, *, lenient: bool, requests: tuple[str, ...]
+        self,
+        subgraph: int,
+        rows: Sequence[tuple[Any, ...]],
+        done: Done,
+        *,
+        lenient: bool,
+        requests: tuple[str, ...],
+        session: Session | None = None,
     ) -> None:
         """Runs a subgraph over rows; `done` gets one result or error per row, in order.
 
@@ -118,16 +129,20 @@ class GroupDriver:
             done: called on the loop, once.
             lenient: whether values may be converted to the graph's dtypes.
             requests: ids, for logs and the task.
+            session: the state on the ranks that the rows belong to, where the servable keeps any.
         """
         if self._closed is not None or not rows:
             done([self._closed for _ in rows if self._closed is not None])
+            return
+        if session is not None and not self.slots.live(session):
+            done([_session_lost(session)] * len(rows))
             return
 
         def settled(results: list[RowResult]) -> None:
             self._tickets.pop(ticket, None)
             done(results)
 
-        ticket = Ticket(subgraph, rows, lenient=lenient, requests=requests, done=settled)
+        ticket = Ticket(subgraph, rows, lenient=lenient, requests=requests, done=settled, session=session)
         self._tickets[ticket] = None
         if self._began_once:
             self._admit(ticket)
@@ -143,7 +158,7 @@ class GroupDriver:
         plan, good = stages[0], list[Row]()
         for place, row in enumerate(ticket.rows):
             try:
-                checked = plan.check_row([np.asarray(value) for value in row], lenient=ticket.lenient)
+                checked = plan.check_row(_arguments(plan, row, ticket.session), lenient=ticket.lenient)
             except RankmqError as error:
                 ticket.settle(place, error)
             else:
@@ -151,7 +166,8 @@ class GroupDriver:
                 ticket.places.append(place)
         if good:
             keys = [plan.batch_key(row) for row in good]
-            self._batcher.add(PendingCall(ticket.subgraph, good, keys, ticket, ticket.requests))
+            ticket.pending = PendingCall(ticket.subgraph, good, keys, ticket, ticket.requests)
+            self._batcher.add(ticket.pending)
 
     def _max_rows(self, subgraph: int) -> int:
         stages, wanted = self.plans[subgraph], self.servable.model_of(subgraph).batch_size
@@ -168,6 +184,7 @@ class GroupDriver:
         self._batcher = Batcher(self._max_rows)
         for ticket in list(self._tickets):
             ticket.settle_all(error)
+        self.slots.close()
 
     @property
     def outstanding(self) -> int:
@@ -313,6 +330,7 @@ class GroupDriver:
         rules = self.group.rules
         self._conveyor = Conveyor(epoch, rules.size, rules.stages, rules.window)
         self._began_once = True
+        self.slots.began(epoch)
         early, self._early = self._early, []
         for ticket in early:
             self._admit(ticket)
@@ -331,10 +349,19 @@ class GroupDriver:
         held, self._held = self._held, None
         if held is not None:
             self._batcher.put_back(held)
+        self._lose_sessions()
         for batch in voided:
             self._try_again(batch, reason)
         if conveyor is not None:
             self._ports.group_broken(self, reason)
+
+    def _lose_sessions(self) -> None:
+        """What the ranks held of anybody is gone: calls that build on it cannot be run again by themselves."""
+        self.slots.ended()
+        for ticket in [it for it in self._tickets if it.session is not None]:
+            if ticket.pending is not None:
+                self._batcher.cancel(ticket.pending)
+            ticket.settle_all(_session_lost(ticket.session))
 
     def _try_again(self, batch: Batch, reason: str) -> None:
         """Puts back rows under which the epoch was lost. They may be why, so they run by themselves from now on.
@@ -381,6 +408,9 @@ class GroupDriver:
             size=group.rules.size,
             stage_size=self.servable.stage_size,
             in_flight=self.outstanding,
+            slots=self.servable.slots,
+            slots_held=self.slots.held,
+            slots_waiting=self.slots.waiting,
             waiting=self._batcher.waiting_rows
             + len(self._held.owners if self._held is not None else ())
             + sum(len(ticket.rows) for ticket in self._early),
@@ -390,6 +420,21 @@ class GroupDriver:
             methods=(*self.servable.methods, *self.servable.pipelines),
             ranks=group.ranks(),
         )
+
+
+def _session_lost(session: Session | None) -> SessionLost:
+    epoch = session.epoch if session is not None else 0
+    return SessionLost(f"the ranks lost what they held for it when epoch {epoch} ended")
+
+
+def _arguments(plan: SubgraphPlan, row: tuple[Any, ...], session: Session | None) -> list[np.ndarray[Any, Any]]:
+    """A row's arrays; where the graph has an input named `slot`, the session's slot is put in its place."""
+    arrays = [np.asarray(value) for value in row]
+    if session is not None:
+        place = next((one.index for one in plan.inputs if one.spec.name == "slot"), None)
+        if place is not None:
+            arrays.insert(place, np.asarray(session.slot, numpy_dtype(plan.inputs[place].spec.dtype)))
+    return arrays
 
 
 def _ticket(call: PendingCall) -> Ticket:

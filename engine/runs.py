@@ -29,6 +29,7 @@ from .servable import (
     outputs_of,
     use_caller,
 )
+from .sessions import InstanceSessions
 from .ticket import Done, RowResult
 from .waits import Waits
 
@@ -62,6 +63,7 @@ class RunContext:
         lenient: whether values may be converted to the graphs' dtypes.
         tally: kept over all its runs.
         waits: of the threads that its Python runs on.
+        sessions: what the instance that runs holds on the ranks; None where rows of several instances run together.
     """
 
     servable: Servable
@@ -69,6 +71,7 @@ class RunContext:
     lenient: bool
     tally: Tally = field(default_factory=Tally)
     waits: Waits = field(default_factory=Waits)
+    sessions: InstanceSessions | None = None
 
 
 class RunPorts(Protocol):

@@ -20,6 +20,7 @@ from ..schemas.errors import (
     LimitExceeded,
     RankmqError,
     ReplyUnroutable,
+    SessionLost,
     StageFailed,
     Undecodable,
 )
@@ -32,6 +33,8 @@ from .driver import GroupDriver
 from .instances import arguments_of, named_outputs
 from .runs import MethodRun, RunContext, RunPorts, ThreadCaller, run_pipeline
 from .servable import Method, Pipeline, Servable
+from .sessions import InstanceSessions
+from .slots import Session
 from .ticket import Done, RowResult
 from .waits import Waits
 
@@ -164,17 +167,41 @@ class Service(RunPorts):
                 refused.append((index, error))
         for index, refusal in refused:
             self._settle(open_, index, refusal)
-        if isinstance(entry, Method):
+        if isinstance(entry, Method) and not servable.slots:
             if rows:
                 places = [index for index, _ in rows]
                 MethodRun(self, context, entry, [row for _, row in rows], self._settler(open_, places)).start()
             return
-        caller = ThreadCaller(self, context)
         for index, row in rows:
-            self._ports.in_pipeline_pool(
-                lambda row=row: run_pipeline(entry, row, caller),  # type: ignore[misc]
-                lambda result, index=index: self._settle(open_, index, result),  # type: ignore[misc]
-            )
+            self._run(open_, context, entry, index, row)
+
+    def _run(
+        self,
+        open_: _Open,
+        context: RunContext,
+        entry: Method | Pipeline,
+        index: int,
+        row: tuple[Any, ...],
+        attempt: int = 1,
+    ) -> None:
+        """Runs one instance by itself; where the ranks lose what they held for it, once more from its inputs."""
+        sessions = InstanceSessions()
+        own = replace(context, sessions=sessions)
+
+        def ran(result: RowResult) -> None:
+            sessions.release()
+            if not isinstance(result, SessionLost):
+                self._settle(open_, index, result)
+            elif attempt < self._max_attempts:
+                self._run(open_, context, entry, index, row, attempt + 1)
+            else:
+                self._settle(open_, index, AttemptsExhausted(f"started {attempt} times; last: {result.message}"))
+
+        if isinstance(entry, Method):
+            MethodRun(self, own, entry, [row], lambda results: ran(results[0])).start()
+        else:
+            caller = ThreadCaller(self, own)
+            self._ports.in_pipeline_pool(lambda: run_pipeline(entry, row, caller), ran)
 
     def _settler(self, open_: _Open, places: Sequence[int]) -> Done:
         def done(results: list[RowResult]) -> None:
@@ -205,7 +232,13 @@ class Service(RunPorts):
             context.tally.seconds += self._clock() - began
             done(results)
 
-        driver.call(subgraph, rows, finished, lenient=context.lenient, requests=(context.request,))
+        def run(session: Session | None) -> None:
+            driver.call(subgraph, rows, finished, lenient=context.lenient, requests=(context.request,), session=session)
+
+        if driver.servable.slots and context.sessions is not None:
+            context.sessions.use(driver, run)
+        else:
+            run(None)
 
     def call_method(
         self,

@@ -33,8 +33,9 @@ class Slots:
         self._count = count
         self._free: deque[int] = deque(range(count))
         self._held: dict[Session, None] = {}
-        self._waiting: deque[Callable[[Session], None]] = deque()
+        self._waiting: deque[Callable[[Session | None], None]] = deque()
         self._epoch: int | None = None
+        self._closed = False
 
     @property
     def held(self) -> int:
@@ -46,12 +47,15 @@ class Slots:
         """How many wait for one."""
         return len(self._waiting)
 
-    def acquire(self, given: Callable[[Session], None]) -> None:
+    def acquire(self, given: Callable[[Session | None], None]) -> None:
         """Gives a slot, at once or when one is free and an epoch has begun.
 
         Args:
-            given: called with the session; it has to be released.
+            given: called with the session, which has to be released; with None if there will never be one.
         """
+        if self._closed:
+            given(None)
+            return
         self._waiting.append(given)
         self._serve()
 
@@ -77,9 +81,12 @@ class Slots:
         self._held.clear()
         self._free = deque(range(self._count))
 
-    def clear(self) -> None:
-        """Nobody waits any more."""
-        self._waiting.clear()
+    def close(self) -> None:
+        """Gives nothing any more; who waits is told so."""
+        self._closed = True
+        waiting, self._waiting = self._waiting, deque()
+        for given in waiting:
+            given(None)
 
     def _serve(self) -> None:
         while self._epoch is not None and self._free and self._waiting:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..schemas.errors import RankmqError
+from .batcher import PendingCall
+from .slots import Session
 
 __all__ = ["Done", "RowResult", "Ticket"]
 
@@ -24,17 +26,39 @@ class Ticket:
         lenient: whether values may be converted to the graph's dtypes.
         requests: ids of the requests that it is part of.
         done: called with one result or error per row, in order.
+        session: the state on the ranks that the rows belong to, if to any.
     """
 
-    __slots__ = ("_done", "_left", "_results", "lenient", "places", "requests", "rows", "subgraph", "voids")
+    __slots__ = (
+        "_done",
+        "_left",
+        "_results",
+        "lenient",
+        "pending",
+        "places",
+        "requests",
+        "rows",
+        "session",
+        "subgraph",
+        "voids",
+    )
 
     def __init__(
-        self, subgraph: int, rows: Sequence[tuple[Any, ...]], *, lenient: bool, requests: tuple[str, ...], done: Done
+        self,
+        subgraph: int,
+        rows: Sequence[tuple[Any, ...]],
+        *,
+        lenient: bool,
+        requests: tuple[str, ...],
+        done: Done,
+        session: Session | None = None,
     ) -> None:
         self.subgraph = subgraph
         self.rows = rows
         self.lenient = lenient
         self.requests = requests
+        self.session = session
+        self.pending: PendingCall | None = None  # the rows that could be run, as they wait for their steps
         self.places: list[int] = []  # per row that could be run, where it stands among the rows
         self.voids: dict[int, int] = {}  # by place, how many epochs were lost under it
         self._results: list[RowResult | None] = [None] * len(rows)

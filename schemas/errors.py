@@ -15,6 +15,7 @@
     │   ├── GraphFailed           a subgraph raised on a rank
     │   ├── RanksDisagree         the ranks' outputs differ where they must be equal
     │   ├── GroupUnavailable      no complete group of ranks
+    │   ├── SessionLost           the ranks lost the state that an instance had left on them
     │   ├── AttemptsExhausted     tried max_attempts times
     │   └── InternalError         a defect of ours; the log has the traceback
     ├── ProducerError             side "producer": raised by the producer library itself
@@ -66,6 +67,7 @@ __all__ = [
     "RequestError",
     "ServableError",
     "ServingError",
+    "SessionLost",
     "Side",
     "StageFailed",
     "Undecodable",
@@ -175,6 +177,12 @@ class GroupUnavailable(ServingError):
     """No complete group of ranks could take the work."""
 
     code = "group_unavailable"
+
+
+class SessionLost(ServingError):
+    """The ranks lost the state that an instance had left on them; the instance is started again from its inputs."""
+
+    code = "session_lost"
 
 
 class AttemptsExhausted(ServingError):

@@ -48,6 +48,9 @@ class GroupStatus(Part, frozen=True, kw_only=True):
     stage_size: Count = 1
     in_flight: Count = 0
     waiting: Count = 0
+    slots: Count = 0
+    slots_held: Count = 0
+    slots_waiting: Count = 0
     communication: str = "none"
     forming: Forming | None = None
     subgraphs: tuple[str, ...] = ()

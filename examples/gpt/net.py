@@ -121,7 +121,9 @@ class Gpt(nn.Cell):
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
-        self.gelu = ops.GeLU()
+        self.split = ops.Split(1, 3)
+        self.concat = ops.Concat(1)
+        self.sum = ops.ReduceSum()
         self.gather = ops.Gather()
         self.argmax = ops.Argmax(-1, ms.int32)
         self.update_rows = ops.ScatterUpdate()
@@ -139,13 +141,11 @@ class Gpt(nn.Cell):
         return self.all_reduce(x) if self.summed else x
 
     def mlp(self, x, layer):
-        hidden = self.gelu(self.matmul(self.norm(x), self.up[layer]))
+        hidden = ops.silu(self.matmul(self.norm(x), self.up[layer]))
         return x + self.over_ranks(self.matmul(hidden, self.down[layer]))
 
     def project(self, x, layer):
-        qkv = self.matmul(self.norm(x), self.qkv[layer])
-        width = self.my_width
-        return qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
+        return self.split(self.matmul(self.norm(x), self.qkv[layer]))
 
     def by_head(self, x, places):
         """[rows * places, my_width] -> [rows, heads, places, head_width]"""
@@ -178,14 +178,14 @@ class Prompt(Gpt):
         self.later = Tensor(later)
         self.starts = Tensor(np.arange(1, dtype=np.int32))
         self.rest = shape.context - places
-        self.pad = ops.Pad(((0, 0), (0, self.rest), (0, 0)))
+        self.blank = Tensor(np.zeros((shape.slots, self.rest, self.my_width), np.float32)) if self.rest else None
 
     def last(self, x, length):
         x = ops.reshape(x, (-1, self.here, self.width))
         return ops.gather(x, length - 1, 1, 1)
 
-    def whole_slot(self, x):
-        return self.pad(ops.reshape(x, (-1, self.here, self.my_width)))
+    def whole_slot(self, x, rest):
+        return self.concat((ops.reshape(x, (-1, self.here, self.my_width)), rest))
 
 
 class Prefill(Prompt):
@@ -194,12 +194,13 @@ class Prefill(Prompt):
 
     def construct(self, tokens, length, slot):
         here = self.here
+        rest = self.gather(self.blank, slot, 0)
         x = self.gather(self.wte, tokens, 0) + self.wpe[:here]
         x = ops.reshape(x, (-1, self.width))
         for layer in range(self.layers):
             query, key, value = self.project(x, layer)
-            x = ops.depend(x, self.update_rows(self.kcache[layer], slot, self.whole_slot(key)))
-            x = ops.depend(x, self.update_rows(self.vcache[layer], slot, self.whole_slot(value)))
+            x = ops.depend(x, self.update_rows(self.kcache[layer], slot, self.whole_slot(key, rest)))
+            x = ops.depend(x, self.update_rows(self.vcache[layer], slot, self.whole_slot(value, rest)))
             x = self.attend(x, self.by_head(query, here), self.by_head(key, here), self.by_head(value, here), self.later, here, layer)
             x = self.mlp(x, layer)
         return self.next_token(self.last(x, length))
@@ -224,18 +225,26 @@ class Decode(Gpt):
     def __init__(self, shape, group):
         super().__init__(shape, group, True)
         self.here = shape.context
+        own = np.repeat(np.eye(self.heads, dtype=np.float32), self.head_width, axis=1)
+        self.own = Tensor(own)
+        self.own_scaled = Tensor(own * np.float32(self.scale))
 
     def construct(self, token, position, slot):
         here = self.here
         x = self.gather(self.wte, token, 0) + self.gather(self.wpe, position, 0)
         later = ops.cast(self.places > ops.expand_dims(position, 1), ms.float32) * HIDDEN
-        later = ops.reshape(later, (-1, 1, 1, here))
+        later = ops.expand_dims(later, 1)
         at = ops.stack((slot, position), 1)
         for layer in range(self.layers):
             query, key, value = self.project(x, layer)
             keys = self.gather(self.update_places(self.kcache[layer], at, key), slot, 0)
             values = self.gather(self.update_places(self.vcache[layer], at, value), slot, 0)
-            x = self.attend(x, self.by_head(query, 1), self.by_head(keys, here), self.by_head(values, here), later, 1, layer)
+            query = ops.reshape(query, (-1, 1, self.my_width)) * self.own_scaled
+            mixed = self.mix(self.softmax(self.scores(query, keys) + later), values)
+            if self.heads > 1:
+                mixed = self.sum(mixed * self.own, 1)
+            mixed = ops.reshape(mixed, (-1, self.my_width))
+            x = x + self.over_ranks(self.matmul(mixed, self.out[layer]))
             x = self.mlp(x, layer)
         return self.next_token(x)
 

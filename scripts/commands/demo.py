@@ -112,9 +112,8 @@ class _Demo:
         """From the export to the end.
 
         Raises:
-            OperatorError: something cannot be done.
+            OperatorError: something cannot be done, or the answer is wrong.
             RankmqError: the answer is an error.
-            Exit: the answer is wrong.
             KeyboardInterrupt: interrupted; all is stopped by then.
         """
         from ...workers.local import LocalEngine
@@ -203,6 +202,7 @@ class _Demo:
     def _report(self, total: float) -> None:
         from rich.table import Table
 
+        from ...schemas.errors import OperatorError
         from ..show import console
 
         typer.echo(f"result:\n {self._answer}\n")
@@ -218,10 +218,7 @@ class _Demo:
         out = console()
         out.print(table)
         if not right:
-            typer.echo(
-                f"rankmq: x must be -96 and z -144 everywhere; remove {self._example / 'model'} if others' graphs are "
-                "there",
-                err=True,
+            raise OperatorError(
+                f"x must be -96 and z -144 everywhere; if other graphs are in {self._example / 'model'}, remove it"
             )
-            raise typer.Exit(1)
         out.print("\nx is -96 and z is -144 everywhere, as it must be.", style="green")

@@ -1,7 +1,7 @@
 """A steady stream of requests, whose every answer is looked at, while something else happens to the engine."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class Load:
                     self._take(producer)
                 producer.rest(0.5)  # whatever comes twice
                 self._take(producer)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - `finish` raises it
             self._failure = error
 
     def _send(self, producer: Producer, number: int) -> None:
@@ -145,14 +145,11 @@ class Load:
 
 @contextmanager
 def under_load(system: System, total: int = 600, **how: Any) -> Iterator[Load]:
-    """Runs a load while the block runs, which begins when some requests have been answered."""
+    """A load that has begun, and is over when the block is."""
     load = Load(system.url, total, **how)
     load.start()
     try:
         load.wait_answered(total // 10)
         yield load
     finally:
-        load.stop() if load.answered == total else None
-
-
-Then = Callable[[System], None]
+        load.stop()

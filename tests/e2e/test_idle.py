@@ -9,7 +9,7 @@ from tests.e2e.conftest import Start
 from tests.e2e.gallery import write_matmul
 from tests.e2e.systems import System
 
-SECONDS = 8.0
+SECONDS = 6.0
 
 
 def processor_share(system: System, seconds: float = SECONDS) -> float:
@@ -32,7 +32,6 @@ def test_an_idle_engine_of_eight_ranks(start: Start, tmp_path) -> None:
     assert len(system.agents.family()) >= 9
     time.sleep(1.0)
     share = processor_share(system)
-    print(f"{100 * share:.1f} % of one core")
     assert share < 0.05
 
 
@@ -41,9 +40,8 @@ def test_half_an_engine_that_waits_for_the_other_half(build: Start, tmp_path, mi
     write_matmul(tmp_path)
     system = build("matmul")
     role = system.start_orchestrator() if missing == "agents" else system.start_agents()
-    time.sleep(3.0)
+    time.sleep(2.0)
     before = sum(sum(process.cpu_times()[:2]) for process in role.family())
-    time.sleep(4.0)
-    share = (sum(sum(process.cpu_times()[:2]) for process in role.family()) - before) / 4.0
-    print(f"{100 * share:.1f} % of one core")
+    time.sleep(3.0)
+    share = (sum(sum(process.cpu_times()[:2]) for process in role.family()) - before) / 3.0
     assert share < 0.05

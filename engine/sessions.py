@@ -1,0 +1,49 @@
+"""The sessions of one instance of a request: taken with its first call, held until it ends, one per group it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .slots import Session
+
+if TYPE_CHECKING:
+    from .driver import GroupDriver
+
+__all__ = ["InstanceSessions"]
+
+
+class InstanceSessions:
+    """What one instance holds on the ranks while it runs."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[GroupDriver, Session] = {}
+        self._released = False
+
+    def use(self, driver: GroupDriver, then: Callable[[Session | None], None]) -> None:
+        """Calls `then` with the instance's session on a group, once there is one.
+
+        Args:
+            driver: the group's.
+            then: called with the session, or with None if there will never be one.
+        """
+        session = self._sessions.get(driver)
+        if session is not None:
+            then(session)
+            return
+
+        def given(session: Session | None) -> None:
+            if session is not None and self._released:
+                driver.slots.release(session)
+            elif session is not None:
+                self._sessions[driver] = session
+            then(session)
+
+        driver.slots.acquire(given)
+
+    def release(self) -> None:
+        """Gives everything back: the instance has ended."""
+        self._released = True
+        for driver, session in self._sessions.items():
+            driver.slots.release(session)
+        self._sessions.clear()
