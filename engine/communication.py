@@ -45,7 +45,7 @@ def meeting(kind: str, group: GroupId, epoch: int, peers: Sequence[int], ranks: 
     """
     first = ranks[peers[0]]
     if kind == "shm":
-        return f"rankmq.{group}.{epoch}.{first.agent}"
+        return f"rankmq-group-{group}-{epoch}-{first.agent}"
     if kind != "mccl":
         return ""
     if len({ranks[rank].host for rank in peers}) > 1:

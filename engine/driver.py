@@ -13,6 +13,7 @@ import numpy as np
 
 from ..schemas.errors import (
     AttemptsExhausted,
+    CollectiveFailed,
     GraphFailed,
     InternalError,
     LimitExceeded,
@@ -248,10 +249,23 @@ class GroupDriver:
                 self._do(self.group.stuck([reply.rank], f"out of step: {error.message}", now))
             return
         self.group.progressed(reply.rank, reply.step, now)
+        if reply.error is not None and reply.error.code == CollectiveFailed.code:
+            self._collective_failed(reply, finished, f"rank {reply.rank}: {reply.error.message}", now)
+            return
         if finished is not None:
             self._finish(conveyor, finished)
         if self.group.state is GroupState.DRAINING and conveyor.outstanding == 0:
             self._do(self.group.drained(now))
+        self.pump()
+
+    def _collective_failed(self, reply: RankReply, finished: Finished[Flight] | None, reason: str, now: float) -> None:
+        """A rank could not talk to the others: no fault of the rows, and the end of the epoch."""
+        if finished is not None:
+            self._try_again(finished.item.batch, reason)
+        if reply.suspect is None:
+            self._do(self.group.broken(reason, now))
+        else:
+            self._do(self.group.stuck([reply.suspect], reason, now))
         self.pump()
 
     def _finish(self, conveyor: Conveyor, finished: Finished[Flight]) -> None:

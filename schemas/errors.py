@@ -13,6 +13,7 @@
     ├── ServingError              side "engine": the request was fine, serving it failed
     │   ├── StageFailed           a Python function of the servable raised
     │   ├── GraphFailed           a subgraph raised on a rank
+    │   ├── CollectiveFailed      the ranks could not talk to each other within a graph
     │   ├── RanksDisagree         the ranks' outputs differ where they must be equal
     │   ├── GroupUnavailable      no complete group of ranks
     │   ├── SessionLost           the ranks lost the state that an instance had left on them
@@ -47,6 +48,7 @@ __all__ = [
     "BrokerRefused",
     "BrokerUnavailable",
     "ClientClosed",
+    "CollectiveFailed",
     "ConfigurationError",
     "ConnectionLost",
     "GraphFailed",
@@ -165,6 +167,20 @@ class GraphFailed(ServingError):
     """A subgraph raised on a rank."""
 
     code = "graph_failed"
+
+
+class CollectiveFailed(ServingError):
+    """The ranks could not talk to each other within a graph: one is gone, or they do different things.
+
+    Attributes:
+        rank: the rank at fault, by its place among those that talk; None if it is none in particular.
+    """
+
+    code = "collective_failed"
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 class RanksDisagree(ServingError):
@@ -336,4 +352,6 @@ def from_wire(code: str, message: str) -> RankmqError:
         error.file = error.line = None
     if isinstance(error, InstancesFailed):
         error.results = []
+    if isinstance(error, CollectiveFailed):
+        error.rank = None
     return error

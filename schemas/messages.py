@@ -141,6 +141,7 @@ class RankReply(Message, tag="rank_reply", frozen=True, kw_only=True):
     """What a rank says when it has run a step: the outputs that it owns, or the error.
 
     Attributes:
+        suspect: the rank that this one found at fault when the ranks talked to each other.
         failed_row: which row raised, where the rows ran back to back.
         waited_us: microseconds between arrival of the step and its start on this rank.
         ran_us: microseconds in the graph.
@@ -152,6 +153,7 @@ class RankReply(Message, tag="rank_reply", frozen=True, kw_only=True):
     rank: Count
     outputs: tuple[Column, ...] = ()
     error: ErrorInfo | None = None
+    suspect: Count | None = None
     failed_row: Count | None = None
     waited_us: Count = 0
     ran_us: Count = 0

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..engine.settings import Settings
-from ..schemas.errors import GraphFailed, InternalError, RankmqError
-from ..schemas.messages import Column, ErrorInfo, Form, GraphPlan, GroupId, LoadFailed, RankReply, Ready
+from ..schemas.errors import CollectiveFailed, GraphFailed, InternalError, RankmqError
+from ..schemas.messages import Column, ErrorInfo, Form, GraphInfo, GraphPlan, GroupId, LoadFailed, RankReply, Ready
 from ..schemas.tensors import Tensor, from_array, to_array
 from .agent_link import AgentLink
 from .executor import Executor
@@ -101,6 +101,7 @@ class Agent:
         self._work: queue.SimpleQueue[_Job | Form | None] = queue.SimpleQueue()
         self._failure: RankmqError | None = None
         self._plans: tuple[GraphPlan, ...] = ()
+        self._peers: tuple[int, ...] = ()
 
     def run(self) -> None:
         """Serves as its rank.
@@ -109,7 +110,8 @@ class Agent:
             OperatorError: a model file cannot be used, the broker cannot be reached, or the orchestrator refused it.
         """
         graphs = self._executor.inspect(self._config.files)
-        link = AgentLink(self._config, graphs, self, scheduler=self._scheduler, device=self._executor.device)
+        shm = self._offers_shm(graphs)
+        link = AgentLink(self._config, graphs, self, scheduler=self._scheduler, device=self._executor.device, shm=shm)
         thread = threading.Thread(target=link.run, name="io", daemon=True)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher, which then stops us in order
@@ -123,6 +125,18 @@ class Agent:
             self._executor.close()
         if self._failure is not None:
             raise self._failure
+
+    def _offers_shm(self, graphs: tuple[GraphInfo, ...]) -> bool:
+        if not any(graph.collectives for graph in graphs):
+            return False
+        why_not = self._executor.why_not_shared_memory(self._config.files)
+        if why_not:
+            log.log(
+                logging.WARNING if self._config.rank == 0 else logging.DEBUG,
+                "collectives do not go through shared memory: %s",
+                why_not,
+            )
+        return not why_not
 
     # ------------------------------------------------------------------------------------ what the I/O thread says
 
@@ -165,6 +179,7 @@ class Agent:
         config = self._config
         log.info("loading for epoch %d, communication %s", form.epoch, form.communication, extra={"epoch": form.epoch})
         try:
+            self._peers = form.peers
             place, size = form.peers.index(config.rank), len(form.peers)
             if form.communication == "mccl" and place == 0:
                 self._start_scheduler(form.scheduler, size)
@@ -196,7 +211,9 @@ class Agent:
         row: int | None = None
         outputs: tuple[Column, ...] = ()
         error: ErrorInfo | None = None
+        suspect: int | None = None
         try:
+            self._executor.begin_step(job.step.step)
             if job.step.work.stacked:
                 results = [self._call(job, [column[0] for column in job.step.inputs])]
             else:
@@ -208,6 +225,9 @@ class Agent:
                 Column(index=index, tensors=tuple(from_array(result[index]) for result in results))
                 for index in job.plan.returns
             )
+        except CollectiveFailed as failed:
+            error = ErrorInfo(code=failed.code, message=failed.message, side=failed.side)
+            suspect = self._peers[failed.rank] if failed.rank is not None else None
         except RankmqError as failed:
             error = ErrorInfo(code=failed.code, message=failed.message, side=failed.side)
         except Exception as failed:
@@ -222,6 +242,7 @@ class Agent:
             rank=self._config.rank,
             outputs=outputs,
             error=error,
+            suspect=suspect,
             failed_row=row if error is not None else None,
             waited_us=int((began - job.arrived) * 1e6),
             ran_us=int((ended - began) * 1e6),

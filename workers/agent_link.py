@@ -73,16 +73,25 @@ class AgentLink:
         work: the compute side.
         scheduler: host:port that rank 0 offers for the scheduler of MindSpore's own communication.
         device: "CPU", "Ascend" or "GPU".
+        shm: whether the graphs could talk to each other through shared memory.
     """
 
     def __init__(
-        self, config: AgentConfig, graphs: tuple[GraphInfo, ...], work: RankWork, *, scheduler: str, device: str
+        self,
+        config: AgentConfig,
+        graphs: tuple[GraphInfo, ...],
+        work: RankWork,
+        *,
+        scheduler: str,
+        device: str,
+        shm: bool,
     ) -> None:
         self._config = config
         self._graphs = graphs
         self._work = work
         self._scheduler = scheduler
         self._device = device
+        self._shm = shm
         self._process = psutil.Process()
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
@@ -209,6 +218,7 @@ class AgentLink:
             graphs=self._graphs,
             scheduler=self._scheduler,
             device=self._device,
+            shm=self._shm,
             last_epoch=self._epoch,
         )
 

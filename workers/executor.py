@@ -44,6 +44,12 @@ class Executor(Protocol):
             ModelError: a file is missing or unreadable, or takes or gives what cannot travel.
         """
 
+    def why_not_shared_memory(self, files: Sequence[Path]) -> str:
+        """Why these graphs could not talk to each other through shared memory: one line; "" if they could."""
+
+    def begin_step(self, step: int) -> None:
+        """Say which step the calls that follow are part of, so that ranks that are in different ones find out."""
+
     def load(self, files: Sequence[Path], plans: Sequence[GraphPlan], shared_parameters: Sequence[str] = ()) -> None:
         """Get ready to hold these graphs. Calling it again with the same arguments keeps what is there.
 
@@ -68,10 +74,10 @@ class Executor(Protocol):
         """Join the group of ranks whose graphs talk to each other. Every rank calls it, and waits for the others.
 
         Args:
-            communication: "none", "mccl" or "hccl".
+            communication: "none", "shm", "mccl" or "hccl".
             rank: this rank's number.
             size: how many ranks there are.
-            address: for mccl: host:port that rank 0 offers, and where the ranks find each other.
+            address: where the ranks find each other: for mccl host:port that rank 0 offers, for shm a segment's name.
             rank_table: for hccl: the table in its 1.0 form.
             timeout: seconds until the others must be there.
 
@@ -105,6 +111,7 @@ class Executor(Protocol):
 
         Raises:
             GraphFailed: the inputs do not fit, or the graph itself failed; one line.
+            CollectiveFailed: the ranks could not talk to each other; until the next `open_group` they cannot.
         """
 
     def close(self) -> None:

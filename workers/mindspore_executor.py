@@ -32,9 +32,12 @@ from mindspore import communication
 from mindspore.train import mind_ir_pb2
 
 from ..engine.rank_table import parse_rank_table
-from ..schemas.errors import GraphFailed, GroupError, ModelError
+from ..schemas.errors import CollectiveFailed, GraphFailed, GroupError, ModelError
 from ..schemas.messages import GraphInfo, GraphPlan, TensorSpec
 from ..schemas.tensors import BFLOAT16, dtype_name, numpy_dtype
+from .collectives import CollectivesUnavailable, SharedGroup, library
+from .collectives.rewrite import exported_size, rewrite
+from .collectives.self_test import self_test
 from .executor import check_inputs, own, plan_for, read_model_file, with_batch
 from .mindir import GraphFacts, read_graph
 from .rendezvous import await_server, check_free, free_port, gather_ranks, split_address, woken
@@ -65,6 +68,8 @@ class MindSporeExecutor:
         self._files: tuple[Path, ...] = ()
         self._plans: tuple[GraphPlan, ...] = ()
         self._shared: tuple[str, ...] = ()
+        self._shared_group: SharedGroup | None = None
+        self._rewritten: tuple[Path, int] | None = None
         self._infos: tuple[GraphInfo, ...] = ()
         self._groups: frozenset[str] = frozenset()
         self._cells: list[Any] = []
@@ -80,6 +85,26 @@ class MindSporeExecutor:
     def inspect(self, files: Sequence[Path]) -> tuple[GraphInfo, ...]:
         """See `Executor.inspect`."""
         return tuple(_read(file)[0] for file in files)
+
+    def why_not_shared_memory(self, files: Sequence[Path]) -> str:
+        """See `Executor.why_not_shared_memory`. Compiles the library, if that has not been done."""
+        if self.device != "CPU":
+            return f"the graphs run on {self.device}"
+        try:
+            path = library()
+            ms.set_context(mode=ms.GRAPH_MODE)
+            self_test(ms, path, parse=_parse, first_line=_first_line)
+            for file in files:
+                model = _parse(read_model_file(file)[0])
+                rewrite(model, path, exported_size(model))
+        except CollectivesUnavailable as error:
+            return error.message
+        return ""
+
+    def begin_step(self, step: int) -> None:
+        """See `Executor.begin_step`."""
+        if self._shared_group is not None:
+            self._shared_group.begin_step(step)
 
     def load(self, files: Sequence[Path], plans: Sequence[GraphPlan], shared_parameters: Sequence[str] = ()) -> None:
         """See `Executor.load`. The graphs themselves wait for `warm_up`: Ascend's group must be there before them."""
@@ -101,8 +126,11 @@ class MindSporeExecutor:
         timeout: float = 90.0,
     ) -> None:
         """See `Executor.open_group`. A process can be part of one group in its life."""
+        if communication == "shm":
+            self._open_shared(rank, size, address, timeout)
+            return
         if communication not in ("none", *_WORLD_GROUPS):
-            raise GroupError(f"communication is 'none', 'mccl' or 'hccl', not {communication!r}")
+            raise GroupError(f"communication is 'none', 'shm', 'mccl' or 'hccl', not {communication!r}")
         foreign = self._groups - {_WORLD_GROUPS.get(communication, "")}
         if foreign:  # MindSpore would end the process with a segmentation fault
             known = _WORLD_GROUPS.get(communication)
@@ -125,13 +153,23 @@ class MindSporeExecutor:
             self._store = _join_store(rank, size, address, timeout)
         log.info("rank %d of %d joined through %s in %.2f s", rank, size, communication, time.monotonic() - began)
 
+    def _open_shared(self, rank: int, size: int, name: str, timeout: float) -> None:
+        path = library()
+        if self._shared_group is None:
+            self._shared_group = SharedGroup(path)
+        if self._rewritten != (path, size):
+            self._rewritten, self._cells = (path, size), []
+        self._shared_group.open(name, rank, size, timeout)
+
     def warm_up(self) -> tuple[GraphInfo, ...]:
         """See `Executor.warm_up`."""
         if not self._cells:
             ms.set_context(mode=ms.GRAPH_MODE)
             if self._threads is not None and self.device == "CPU":
                 _limit_threads(self._threads)
-            self._cells = [_cell(file, info) for file, info in zip(self._files, self._infos, strict=True)]
+            self._cells = [
+                _cell(file, info, self._rewritten) for file, info in zip(self._files, self._infos, strict=True)
+            ]
             for number in range(1, len(self._cells)):
                 self._share(number, range(number))
         self._infos = tuple(self._warmed(number) for number in range(len(self._cells)))
@@ -159,7 +197,7 @@ class MindSporeExecutor:
         check_inputs(info, inputs)
         if subgraph in self._failed:
             # A graph in which an operator failed refuses all further calls; a new one with its parameters does not.
-            self._cells[subgraph] = _cell(self._files[subgraph], info, self._cells[subgraph])
+            self._cells[subgraph] = _cell(self._files[subgraph], info, self._rewritten, self._cells[subgraph])
             self._failed.discard(subgraph)
             self._share(subgraph, (number for number in range(len(self._cells)) if number != subgraph))
         try:
@@ -172,22 +210,33 @@ class MindSporeExecutor:
         # A tensor aliases its array, which must be aligned and in C order: a view of a message need not be either.
         arrays = [np.require(it, None, ("C_CONTIGUOUS", "ALIGNED")) for it in inputs]
         outputs = self._cells[subgraph](*(_to_tensor(array) for array in arrays))
-        return [own(_to_array(output), arrays) for output in _flat(outputs)]
+        results = [own(_to_array(output), arrays) for output in _flat(outputs)]
+        fault = self._shared_group.fault() if self._shared_group is not None else None
+        if fault is not None:
+            raise CollectiveFailed(fault.message, fault.rank)
+        return results
 
     def close(self) -> None:
         """See `Executor.close`."""
         self._cells = []
         self._store = None
+        if self._shared_group is not None:
+            self._shared_group.close()
 
 
 # ------------------------------------------------------------------------------------------------------- model files
 
 
+def _parse(content: bytes) -> Any:
+    model = mind_ir_pb2.ModelProto()
+    model.ParseFromString(content)
+    return model
+
+
 def _read(file: Path) -> tuple[GraphInfo, GraphFacts]:
     content, digest = read_model_file(file)
-    model = mind_ir_pb2.ModelProto()
     try:
-        model.ParseFromString(content)
+        model = _parse(content)
     except DecodeError:
         raise ModelError(f"the model file {file} is not a MINDIR file, or is cut off") from None
     facts = read_graph(model, str(file))
@@ -213,14 +262,37 @@ def _limit_threads(count: int) -> None:
     ms.device_context.cpu.op_tuning.threads_num(count)  # once in the life of a process; more is refused
 
 
-def _cell(file: Path, info: GraphInfo, previous: Any = None) -> Any:
-    """The graph of a file, to be called as `info` says; with the parameters of a previous one, if there is one."""
+def _cell(file: Path, info: GraphInfo, rewritten: tuple[Path, int] | None, previous: Any = None) -> Any:
+    """The graph of a file, to be called as `info` says.
+
+    Args:
+        file: the model file.
+        info: its inputs, with -1 for what may be of any size.
+        rewritten: the library and the number of ranks, where its collectives go through shared memory.
+        previous: the same graph, whose parameters it is to have.
+    """
     parameters = None if previous is None else {it.name: it for it in previous.get_parameters()}
-    with _model_errors(file):
-        cell = ms.nn.GraphCell(ms.load(str(file)), params_init=parameters)
+    with _model_errors(file), _as_rewritten(file, rewritten) as source:
+        cell = ms.nn.GraphCell(ms.load(str(source)), params_init=parameters)
         if any(-1 in spec.shape for spec in info.inputs):  # then one compile serves every size
             cell.set_inputs(*(_placeholder(spec) for spec in info.inputs))
     return cell
+
+
+@contextmanager
+def _as_rewritten(file: Path, rewritten: tuple[Path, int] | None) -> Iterator[Path]:
+    """The file to load: the model file, or for a while one beside it whose collectives go through shared memory."""
+    if rewritten is None:
+        yield file
+        return
+    model = _parse(read_model_file(file)[0])
+    if not rewrite(model, *rewritten):
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="rankmq-") as folder:
+        changed = Path(folder) / file.name
+        changed.write_bytes(model.SerializeToString())
+        yield changed
 
 
 @contextmanager

@@ -157,6 +157,13 @@ class NumpyExecutor:
         """See `Executor.inspect`."""
         return tuple(_read(file).info for file in files)
 
+    def why_not_shared_memory(self, files: Sequence[Path]) -> str:
+        """See `Executor.why_not_shared_memory`."""
+        return "graphs in numpy do not talk to each other"
+
+    def begin_step(self, step: int) -> None:
+        """See `Executor.begin_step`."""
+
     def load(self, files: Sequence[Path], plans: Sequence[GraphPlan], shared_parameters: Sequence[str] = ()) -> None:
         """See `Executor.load`. No operation changes a weight, so there is nothing to share."""
         graphs = [_read(file) for file in files]

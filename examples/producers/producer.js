@@ -8,6 +8,7 @@ const { randomUUID } = require("node:crypto");
 const amqp = require("amqplib");
 
 async function main(url, servable = "matmul", method = "predict", seconds = 60) {
+  if (!url) throw new Error("RANKMQ_BROKER_URL names no broker");
   const connection = await amqp.connect(url);
   const channel = await connection.createConfirmChannel();
   const { queue } = await channel.assertQueue("", { exclusive: true }); // ours, gone with the connection

@@ -16,7 +16,7 @@ import pika
 REPLIES = "amq.rabbitmq.reply-to"  # RabbitMQ's own: no queue to declare; consume before publishing, on the same channel
 
 
-def main(servable="matmul", method="predict", seconds=60):
+def main(url, servable="matmul", method="predict", seconds=60):
     ones = np.ones((128, 96), np.float32)
     tensor = {"dtype": ones.dtype.name, "shape": ones.shape, "data": ones.tobytes()}
     request = {"v": 1, "servable": servable, "method": method, "instances": [{"x": tensor, "y": tensor}]}
@@ -25,7 +25,7 @@ def main(servable="matmul", method="predict", seconds=60):
     def on_reply(_channel, _method, properties, body):
         replies[properties.correlation_id] = msgpack.unpackb(body)
 
-    with pika.BlockingConnection(pika.URLParameters(os.environ["RANKMQ_BROKER_URL"])) as connection:
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()  # basic_publish returns when the broker has the request
         channel.basic_consume(REPLIES, on_reply, auto_ack=True)
@@ -52,6 +52,6 @@ def main(servable="matmul", method="predict", seconds=60):
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
+        main(os.environ.get("RANKMQ_BROKER_URL") or sys.exit("RANKMQ_BROKER_URL names no broker"), *sys.argv[1:])
     except pika.exceptions.AMQPError as error:
         sys.exit(f"broker: {error!r}")

@@ -131,7 +131,7 @@ class _Demo:
                         broker, ready = engine.seconds["broker"], engine.seconds["ready"]
                         self._seconds += [("broker up", broker), ("ranks ready", ready - broker)]
                         progress.say("asking")
-                        await interrupts.first(self._ask(engine.settings))
+                        await interrupts.first(self._ask(engine.settings, began))
                     progress.say("stopping")
         interrupts.raise_if_interrupted()
         self._report(time.monotonic() - began)
@@ -175,7 +175,7 @@ class _Demo:
             last = (file.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
             raise ModelError(f"the export of the graphs failed: {last}")
 
-    async def _ask(self, settings: Settings) -> None:
+    async def _ask(self, settings: Settings, started: float) -> None:
         import numpy as np
 
         from ...engine.client import Client
@@ -196,6 +196,8 @@ class _Demo:
                 await asyncio.to_thread(client.connect)
                 self._answer = await asyncio.wrap_future(client.infer_async(instance))
                 self._seconds.append((part, time.monotonic() - began))
+                if part == "first answer":
+                    self._seconds.append(("start to first answer", time.monotonic() - started))
         finally:
             await asyncio.to_thread(client.close)
 

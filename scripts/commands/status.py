@@ -87,7 +87,10 @@ def _print_group(out: Any, group: GroupStatus) -> None:
         f"ranks, communication {group.communication}, {group.waiting} rows waiting"
     )
     if group.subgraphs:
-        out.print(f"  subgraphs {', '.join(group.subgraphs)}; methods {', '.join(group.methods)}", style="dim")
+        names = f"subgraphs {', '.join(group.subgraphs)}; methods {', '.join(group.methods)}"
+        out.print(f"  {escape(names)}", style="dim")
+    if group.slots:
+        out.print(f"  {group.slots_held} of {group.slots} slots held, {group.slots_waiting} requests wait for one")
     if group.forming is not None:
         missing = f"ranks {_ranges(group.forming.missing)} are missing; " if group.forming.missing else ""
         out.print(f"  [yellow]{missing}{escape(group.forming.reason)}[/]")

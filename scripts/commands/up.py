@@ -90,6 +90,8 @@ async def _serve(engine: LocalEngine, progress: Any) -> None:
 
 
 def _print(engine: LocalEngine) -> None:
+    from rich.markup import escape
+
     from ...workers.endpoint import state_folder
     from ..show import console
 
@@ -97,8 +99,9 @@ def _print(engine: LocalEngine) -> None:
     out.soft_wrap = True  # a path is for copying
     ranks = sum(servable.rank_size for servable in engine.servables)
     out.print(f"[bold green]rankmq is up[/] after {engine.seconds['ready']:.1f} s, with {ranks} ranks")
-    out.print(f"  broker  {engine.settings.address()}  (its password is in {engine.state_dir / 'endpoint.json'})")
-    out.print(f"  state   {engine.state_dir}")
+    folder = escape(str(engine.state_dir))
+    out.print(f"  broker  {engine.settings.address()}  (its password is in {folder}/endpoint.json)")
+    out.print(f"  state   {folder}")
     for servable in engine.servables:
         out.print(f"  [bold]{servable.name}[/]  version {servable.version}")
         for name, inputs, outputs, kind in _callable(servable):
@@ -107,7 +110,7 @@ def _print(engine: LocalEngine) -> None:
     name, inputs, _, _ = _callable(example)[-1]
     given = " ".join(f"-i {it}=..." for it in inputs.split(", ") if it)
     default = state_folder(engine.settings.model_copy(update={"state_dir": None}))
-    state = "" if engine.state_dir == default else f" --state {engine.state_dir}"
+    state = "" if engine.state_dir == default else f" --state {folder}"
     out.print(f"call it with: rankmq infer {example.name} {name} {given}{state}; stop with Ctrl-C", style="dim")
 
 

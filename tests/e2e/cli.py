@@ -37,7 +37,7 @@ def slow(x):
 """
 )
 DOUBLE = Graph([op("add", "x x", "y")], [spec("x", 3, dtype="int32")], [spec("y", 3, dtype="int32")])
-SLOW = Graph([op("sleep", "x", "y", milliseconds=1500)], [spec("x", 1)], [spec("y", 1)])
+SLOW = Graph([op("sleep", "x", "y", milliseconds=3000)], [spec("x", 1)], [spec("y", 1)])
 
 RANKMQ = [sys.executable, "-m", "rankmq.scripts"]
 

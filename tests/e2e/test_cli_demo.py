@@ -10,7 +10,14 @@ import pytest
 from tests.e2e.cli import MATMUL, Service, failed, rankmq
 from tests.e2e.systems import ROOT
 
-PARTS = ("broker up", "ranks ready", "first answer", "second answer", "total, all stopped again")
+PARTS = (
+    "broker up",
+    "ranks ready",
+    "first answer",
+    "start to first answer",
+    "second answer",
+    "total, all stopped again",
+)
 
 
 def stand_in(folder: Path, weights: tuple[float, float] = (0.5, 1.5), before: str = "") -> Path:

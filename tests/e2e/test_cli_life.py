@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +56,41 @@ def test_a_killed_one_leaves_nothing_behind(servables: Path, tmp_path: Path):
             assert again.stop() == 0
 
 
-def test_an_impatient_one_is_served(servables: Path, tmp_path: Path):
+def test_an_interrupt_while_it_starts(servables: Path, tmp_path: Path):
     state = tmp_path / "state"
     with Service(tmp_path, "up", servables / "small", "--state", state) as up:
         up.wait_for("the broker is up")
-        assert up.stop(signal.SIGINT) == 130  # while it starts
+        assert up.stop(signal.SIGINT) == 130
         assert up.left_behind() == []
+
+
+def test_it_finishes_what_runs_unless_it_is_told_twice(servables: Path, tmp_path: Path):
+    state = tmp_path / "state"
+    slow = ("infer", "small", "slow", "--state", state, "--timeout", 60)
+    many = tmp_path / "many.json"
+    many.write_text(json.dumps([{"x": [1.0]}] * 20))  # a minute's work
+    with Service(tmp_path, "up", servables / "small", "--state", state) as up:
+        up.wait_for("call it with")
+        with Service(tmp_path, *slow, "-i", "x=[1.0]", "-o", "-") as asking:
+            wait_until(lambda: in_flight(state) == 1, "the request")
+            assert up.stop(signal.SIGINT) == 130
+            assert asking.ended() == 0
+            assert json.loads(asking.output)["y"]["data"] == [1.0]
+    with Service(tmp_path, "up", servables / "small", "--state", state) as up:
+        up.wait_for("call it with")
+        with Service(tmp_path, *slow, "--inputs", many):
+            wait_until(lambda: in_flight(state) == 1, "the request")
+            up.process.send_signal(signal.SIGINT)
+            up.wait_for("stopping")
+            began = time.monotonic()
+            assert up.stop(signal.SIGINT) == 130
+            assert time.monotonic() - began < 15
+            assert up.left_behind() == []
+
+
+def in_flight(state: Path) -> int:
+    (orchestrator,) = json.loads(rankmq("status", "--json", "--state", state).stdout)
+    return orchestrator["in_flight"]
 
 
 def test_what_is_queued_survives(servables: Path, tmp_path: Path):

@@ -98,6 +98,12 @@ def test_a_broker_that_is_not_there_ends_it_with_a_code(ask: Ask) -> None:
     assert done.stderr.count("\n") == 1, done.stderr
 
 
+def test_without_a_broker_url_it_says_so(ask: Ask) -> None:
+    done = ask(url="")
+
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "RANKMQ_BROKER_URL names no broker\n")
+
+
 def test_it_needs_nothing_of_ours() -> None:
     assert "rankmq" not in re.findall(r"^\s*(?:import|from)\s+(\w+)", (PRODUCERS / "producer.py").read_text(), re.M)
     assert re.findall(r"require\(\"([^\"]+)\"\)", (PRODUCERS / "producer.js").read_text()) == ["node:crypto", "amqplib"]

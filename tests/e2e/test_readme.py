@@ -1,6 +1,7 @@
 """What the README says to type, typed."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def test_the_first_servable_answers_as_shown(tmp_path: Path) -> None:
 
     with Service(tmp_path / "log", "up", tmp_path / "hello", "--state", state) as up:
         up.wait_for("is up")
-        done = rankmq(*asked.split(), "--state", state)
+        done = rankmq(*shlex.split(asked), "--state", state)
         assert up.stop() == 0
 
     assert done.returncode == 0, done.stderr

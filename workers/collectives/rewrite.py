@@ -15,7 +15,7 @@ from typing import Any
 from .binding import REDUCTIONS
 from .unavailable import CollectivesUnavailable
 
-__all__ = ["rewrite"]
+__all__ = ["exported_size", "rewrite"]
 
 _WORLD_GROUPS = frozenset({"mccl_world_group", "hccl_world_group", "nccl_world_group"})
 """All ranks, as the backends call them; a graph that was exported without a group names one of these."""
@@ -59,6 +59,12 @@ def rewrite(model: Any, library: Path, size: int) -> int:
         if primitive.name in operators:
             _make_custom(primitive, library, operators[primitive.name])
     return found
+
+
+def exported_size(model: Any) -> int:
+    """For how many ranks a graph was exported, as far as it says: 64 where it could be any number."""
+    sizes = (it.i for primitive in model.primitives for it in primitive.attribute if it.name == "rank_size" and it.i)
+    return next(sizes, _MAX_RANKS)
 
 
 # --------------------------------------------------------------------------------------------------------- primitives
