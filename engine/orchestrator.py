@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ..schemas.errors import AlreadyRunning
+from ..schemas.errors import AlreadyRunning, ConnectionLost
 from . import signals
 from .catalog import Catalog
 from .connection import Connection
@@ -91,6 +91,8 @@ class Orchestrator:
                 try:
                     await self._serve(connection, pools, stop)
                     since = self._loop.time()
+                except ConnectionLost as error:
+                    log.warning("the connection to the broker ended: %s", error.message)
                 except AlreadyRunning:
                     # After a cut the broker may hold our own queues until it misses our heartbeats.
                     if not since or self._loop.time() - since > patience:

@@ -215,7 +215,7 @@ class Session:
         """Publishes the request itself to the dead-letter exchange."""
         asked = delivery.properties
         properties = Properties(
-            message_id=asked.message_id,
+            message_id=asked.message_id or headers.get("rankmq-request"),
             correlation_id=asked.correlation_id,
             reply_to=asked.reply_to,
             content_type=asked.content_type,

@@ -150,6 +150,16 @@ def _quorum(name: str, **arguments: Any) -> Queue:
     return Queue(name, arguments={"x-queue-type": "quorum", **arguments})
 
 
+def _dead_letters(key: str) -> dict[str, Any]:
+    """What the broker itself dead-letters (expired, delivered too often) it moves at least once, not at most once."""
+    return {
+        "x-dead-letter-exchange": DEAD,
+        "x-dead-letter-routing-key": key,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",  # which the strategy asks for
+    }
+
+
 def edge() -> Topology:
     """What producers publish to and where dead letters go; the same for every servable."""
     return (
@@ -157,7 +167,7 @@ def edge() -> Topology:
         _quorum(DEAD),
         Binding(DEAD, DEAD, "#"),
         Exchange(UNROUTED, "fanout"),
-        _quorum(UNROUTED, **{"x-dead-letter-exchange": DEAD, "x-dead-letter-routing-key": "unrouted"}),
+        _quorum(UNROUTED, **_dead_letters("unrouted")),
         Binding(UNROUTED, UNROUTED),
         Exchange(REQUESTS, arguments={"alternate-exchange": UNROUTED}),
         Exchange(CONTROL),
@@ -180,11 +190,8 @@ def requests(servable: str, delivery_limit: int) -> Topology:
         out += [
             _quorum(
                 name,
-                **{
-                    "x-dead-letter-exchange": DEAD,
-                    "x-dead-letter-routing-key": servable,
-                    "x-delivery-limit": delivery_limit,
-                },
+                **_dead_letters(servable),
+                **{"x-delivery-limit": delivery_limit},
             ),
             Binding(name, REQUESTS, f"{servable}.{lane}"),
         ]

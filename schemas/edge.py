@@ -40,7 +40,7 @@ class InstanceError(Part, frozen=True, kw_only=True):
     error: ErrorInfo
 
 
-class Stats(Part, frozen=True, kw_only=True):
+class Stats(Part, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """Where the time of a request went, in milliseconds, and how many steps the ranks ran for it."""
 
     served_ms: float
@@ -48,8 +48,8 @@ class Stats(Part, frozen=True, kw_only=True):
     steps: Count = 0
 
 
-class Reply(Message, frozen=True, kw_only=True):
-    """The terminal answer to a request.
+class Reply(Message, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """The terminal answer to a request. Fields that a producer does not know it passes over: later ones may say more.
 
     Attributes:
         id: the request's id.

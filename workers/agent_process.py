@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Collection, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 Kind = Literal["mindspore", "numpy"]
 
 _BACKEND = "rankmq.workers.mindspore_executor"
-_PR_SET_PDEATHSIG = 1
 
 
 def executor_kind(files: Sequence[Path]) -> Kind:
@@ -130,8 +130,16 @@ def _begin() -> None:
 
 
 def _end_with_parent() -> None:
-    """Has the kernel end this process when the fork server ends, which ends with the launcher, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() == 1:
-            sys.exit(1)
+    """Ends this process in order when the launcher is gone, however that ended.
+
+    The fork server, our parent for the kernel, is no sign of it: it lives for as long as any of its children does.
+    """
+    launcher = multiprocessing.parent_process()
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        launcher.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()

@@ -25,7 +25,7 @@ Examples:
 
     rankmq agents my_servables/matmul --rank-table rank_table.json --host 10.0.0.2
 
-    rankmq agents my_servables/matmul --model-files 'model/device{rank}/a.mindir' 'model/device{rank}/b.mindir'
+    rankmq agents my_servables/one_graph --model-files 'out/rank_{rank}/graph.mindir'
 
 Stop them with Ctrl-C or SIGTERM: each finishes the steps that it was sent.
 """
@@ -144,6 +144,7 @@ def _ranks(servable: Servable, ranks: str | None, table: Path | None, host: str 
 def _files(servable: Servable, ranks: Sequence[int], patterns: Sequence[str]) -> dict[int, Sequence[Path]]:
     from ...engine.loader import load_servable
     from ...engine.model_files import check_model_files
+    from ...schemas.errors import ModelError
     from ..servable_paths import expand
 
     if patterns:
@@ -152,5 +153,10 @@ def _files(servable: Servable, ranks: Sequence[int], patterns: Sequence[str]) ->
         return dict(expanded)
     found = servable.model_files
     if found is None:  # load it once more for the error that says what is missing
-        found = load_servable(servable.directory.parent, servable.name, servable.version).model_files or ()
+        try:
+            found = load_servable(servable.directory.parent, servable.name, servable.version).model_files or ()
+        except ModelError as error:
+            if len(ranks) == servable.rank_size:
+                raise
+            raise ModelError(f"{error.message}; say with --model-files where those of these ranks are") from None
     return {rank: found[rank] for rank in ranks}

@@ -4,12 +4,18 @@ The specification has `directory` (of servables), `servables` (name and version 
 to start, None for all. Everything else is in the environment, as RANKMQ_*. An error ends it with the error's exit code.
 """
 
+import ctypes
 import json
+import signal
 import sys
 from pathlib import Path
 
 
+_PR_SET_PDEATHSIG = 1
+
+
 def main() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # the tests themselves may be killed
     role, given = sys.argv[1], json.loads(sys.argv[2])
     from rankmq.engine import logs
     from rankmq.engine.loader import load_servable

@@ -27,6 +27,11 @@ class Failed(Exception):
     """What a rank was told to do raised an error of rankmq's; its code and message."""
 
 
+def new_name(epoch: int = 0) -> str:
+    """A name for a group; those of other tests that run on this machine begin otherwise."""
+    return segment_name(f"test-{os.getpid()}", epoch)
+
+
 class Rank:
     """What happens in the process of a rank; a test calls these methods by name."""
 
@@ -137,7 +142,7 @@ class Ranks:
     def open(self) -> str:
         """Opens a new group of all ranks; its name."""
         self._epoch += 1
-        name = segment_name("test", self._epoch)
+        name = new_name(self._epoch)
         self.all("open", name, list(range(self.size)), self.size)
         return name
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from rankmq.schemas.errors import GroupError
 from rankmq.workers.collectives import library as compiled
-from rankmq.workers.collectives import segment_name, sweep
+from rankmq.workers.collectives import sweep
 
-from .collective_ranks import Failed, Rank, Ranks, reduced, values
+from .collective_ranks import Failed, Rank, Ranks, new_name, reduced, values
 
 SHM = Path("/dev/shm")
 SIZE = 8
@@ -49,7 +49,7 @@ def ranks(pool):
 
 
 def left_behind():
-    return [path.name for path in SHM.glob("rankmq-group-*")]
+    return [path.name for path in SHM.glob(new_name().rpartition("-0-")[0] + "-*")]
 
 
 def faults(ranks, but=()):
@@ -366,7 +366,7 @@ def refusals(ranks, calls):
 
 
 def test_a_missing_rank_is_named(three):
-    name = segment_name("test", 0)
+    name = new_name()
     began = time.monotonic()
     messages = refusals(three, {0: (name, 0, 4, 0.5), 2: (name, 2, 4, 0.5)})
     assert time.monotonic() - began < 5.0
@@ -376,7 +376,7 @@ def test_a_missing_rank_is_named(three):
 
 
 def test_a_rank_that_dies_while_the_group_is_opened_ends_it(three):
-    name = segment_name("test", 0)
+    name = new_name()
     for rank in range(3):
         three.begin(rank, "open", name, rank, 4)
     time.sleep(0.5)
@@ -389,7 +389,7 @@ def test_a_rank_that_dies_while_the_group_is_opened_ends_it(three):
 
 
 def test_two_processes_that_are_the_same_rank(three):
-    name = segment_name("test", 0)
+    name = new_name()
     three.begin(0, "open", name, 1, 2)
     time.sleep(0.3)
     with pytest.raises(Failed, match=f"rank 1 is taken by process {three.pid(0)}"):
@@ -399,7 +399,7 @@ def test_two_processes_that_are_the_same_rank(three):
 
 
 def test_ranks_that_expect_groups_of_different_sizes(three):
-    name = segment_name("test", 0)
+    name = new_name()
     three.begin(0, "open", name, 0, 2, 1.0)
     time.sleep(0.3)
     with pytest.raises(Failed, match="the group has 2 ranks with slots of 262144 bytes, not 3"):
@@ -411,7 +411,7 @@ def test_ranks_that_expect_groups_of_different_sizes(three):
 @pytest.mark.parametrize(("rank", "size"), [(-1, 2), (2, 2), (0, 0), (0, 65)])
 def test_ranks_that_there_are_not(three, rank, size):
     with pytest.raises(Failed, match="a group has 1 to 64 ranks"):
-        three.call(0, "open", segment_name("test", 0), rank, size)
+        three.call(0, "open", new_name(), rank, size)
 
 
 def test_no_room_is_said_at_once_and_in_one_line(library):
@@ -419,7 +419,7 @@ def test_no_room_is_said_at_once_and_in_one_line(library):
     try:
         began = time.monotonic()
         with pytest.raises(Failed) as raised:
-            group.call(0, "open", segment_name("test", 0), 0, 64)
+            group.call(0, "open", new_name(), 0, 64)
         assert time.monotonic() - began < 5.0
         code, message = raised.value.args
         assert code == "group_incomplete"
@@ -432,17 +432,17 @@ def test_no_room_is_said_at_once_and_in_one_line(library):
 
 
 def test_what_all_killed_ranks_left_is_swept_away_and_nothing_else(three):
-    lost, waiting = segment_name("lost", 0), segment_name("waiting", 0)
+    lost, waiting = new_name(), new_name()
     three.begin(0, "open", lost, 0, 2)
     three.begin(1, "open", waiting, 0, 2)
     time.sleep(0.5)
     assert set(left_behind()) == {lost, waiting}
     three.signal(0, signal.SIGKILL)
     deadline = time.monotonic() + 5
-    while sweep() == 0:
+    while left_behind() != [waiting]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert left_behind() == [waiting]
+        sweep()
     three.call(2, "open", waiting, 1, 2)
     three.result(1)
     assert left_behind() == []
@@ -450,7 +450,7 @@ def test_what_all_killed_ranks_left_is_swept_away_and_nothing_else(three):
 
 def test_a_name_that_is_swept_away_at_the_wrong_moment_is_made_again(three):
     """Between making a file and locking it: whoever sweeps then takes it for left."""
-    name = segment_name("test", 0)
+    name = new_name()
     file = os.open(SHM / name, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(file, fcntl.LOCK_EX)  # as `sweep` does
     three.begin(0, "open", name, 0, 2)

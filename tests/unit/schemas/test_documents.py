@@ -97,7 +97,7 @@ def test_descriptions_come_from_the_docstrings():
 def test_every_message_is_what_its_schema_says(kind):
     plain = json.loads(msgspec.json.encode(most(kind)))
     validator(kind.__name__).validate(plain)
-    assert not validator(kind.__name__).is_valid(plain | {"colour": "green"})
+    assert validator(kind.__name__).is_valid(plain | {"colour": "green"}) == (kind is Reply)
     assert not validator(kind.__name__).is_valid(plain | {"v": 2})
 
 
@@ -224,7 +224,6 @@ def test_broken_replies_do_not_validate():
         good | {"outputs": [1]},
         good | {"errors": [{"index": -1, "error": good["error"]}]},
         good | {"error": "text"},
-        good | {"colour": "green"},
         good | {"v": 2},
     ):
         assert not REPLY.is_valid(broken)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import inspect
 from rankmq.schemas import codec, messages
 from rankmq.schemas.errors import InvalidInput, LimitExceeded, Undecodable, UnsupportedSchema
-from rankmq.schemas.messages import ErrorInfo, GroupId, Heartbeat, Reply, Request, StatusQuery
+from rankmq.schemas.messages import ErrorInfo, GroupId, Heartbeat, Reply, Request, Stats, StatusQuery
 
 from .builders import EVERY_MESSAGE, any_of, decoder_of, least, most, parts_of, wire_form
 
@@ -72,9 +72,12 @@ def test_a_missing_field_is_refused_wherever_it_stands(kind):
 @every_message
 def test_an_unknown_field_is_refused_wherever_it_stands(kind):
     message = most(kind)
-    for path, _ in parts_of(message):
+    for path, part in parts_of(message):
         plain = wire_form(message)
         at(plain, path)["colour"] = "green"
+        if type(part) in (Reply, Stats):  # a producer goes on reading replies that have learned to say more
+            assert decoder_of(kind)(packed(plain)) == message
+            continue
         with pytest.raises(Undecodable, match="colour"):
             decoder_of(kind)(packed(plain))
 

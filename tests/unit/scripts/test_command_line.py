@@ -184,6 +184,7 @@ def test_agents_are_told_which_ranks_there_are(tmp_path):
         ((str(tmp_path), "--servable", "nobody"), 3, "there are: calls, twice"),
         ((str(tmp_path / "calls"),), 3, "needs no agents"),
         ((twice,), 5, "rank 0"),
+        ((twice, "--ranks", "1"), 5, "say with --model-files where those of these ranks are"),
     ]
     for arguments, code, says in cases:
         result = run("agents", *arguments, *broker)

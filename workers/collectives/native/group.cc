@@ -231,6 +231,7 @@ void Group::meet(const Call &call) {
 }
 
 void Group::synchronize(const Call &call) {
+  if (const Cause cause = barrier_.cause(); cause.kind != FaultKind::kNone) throw described(cause, call);
   const uint32_t turn = barrier_.arrive();
   switch (barrier_.wait(turn, settings_.timeout_ms, false)) {
     case Barrier::Outcome::kPassed:
