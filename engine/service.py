@@ -86,6 +86,12 @@ class _Open:
     output_names: tuple[str, ...] = ()
     left: int = 0
 
+    @property
+    def reply_to(self) -> str:
+        """The queue for the answer; "" where nobody can be told."""
+        name = self.delivery.properties.reply_to
+        return name if isinstance(name, str) else ""
+
 
 class Service(RunPorts):
     """Takes requests, runs their methods and pipelines, answers them.
@@ -292,7 +298,7 @@ class Service(RunPorts):
             )
             self._fail(open_, LimitExceeded(text))
             return
-        if open_.delivery.properties.reply_to:
+        if open_.reply_to:
             self._publish(open_, body, failed=bool(errors))
         elif errors:
             self._dead_letter(open_, next(iter(failures.values())))
@@ -301,7 +307,7 @@ class Service(RunPorts):
 
     def _fail(self, open_: _Open, error: RankmqError) -> None:
         log.info("request failed: %s: %s", error.code, error.message, extra={"request": open_.id})
-        if not open_.delivery.properties.reply_to:
+        if not open_.reply_to:
             self._dead_letter(open_, error)
             return
         reply = Reply(id=open_.id, error=_info(error), stats=self._stats(open_))
@@ -316,8 +322,8 @@ class Service(RunPorts):
             elif outcome is Outcome.LOST:
                 self._forget(open_)  # the channel is gone, and the broker has the request back
             else:
-                reply_to = open_.delivery.properties.reply_to
-                self._dead_letter(open_, ReplyUnroutable(f"the reply queue {reply_to!r} is gone or takes no messages"))
+                text = f"the reply queue {open_.reply_to!r} is gone or takes no messages"
+                self._dead_letter(open_, ReplyUnroutable(text))
 
         try:
             self._ports.reply(open_.delivery, body, open_.content_type, then)

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ class Fate:
 
     @property
     def ends(self) -> int:
+        """How often it has ended: acknowledged, back in its queue by our word, or by the end of the channel."""
         lost = sum(outcome is Outcome.LOST for _, outcome in (*self.replies, *self.dead))
-        return self.acked + self.handed_back + lost
+        return self.acked + self.handed_back + (lost if not self.handed_back else 0)
 
 
 class Edge:
@@ -164,7 +166,7 @@ class Edge:
             try:
                 result = work()
             except BaseException as error:
-                self.on_loop(lambda: (_ for _ in ()).throw(AssertionError(f"a thread died: {error!r}")))
+                self.on_loop(partial(_fail, error))
                 raise
             finally:
                 with self.lock:
@@ -217,6 +219,10 @@ class Edge:
                     if self.news.empty():
                         return
             assert time.monotonic() < until, "something waits for ever"
+
+
+def _fail(error: BaseException) -> None:
+    raise AssertionError("a thread died") from error
 
 
 def outputs_of(fate: Fate) -> list[dict[str, Any] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from random import Random
 
@@ -106,7 +107,8 @@ def test_a_request_is_answered_and_then_acknowledged(make):
 
 def test_what_is_asked_in_json_is_answered_in_json(make):
     edge = make()
-    body = b'{"servable": "matmul", "method": "scale", "instances": [{"x": [1, 2, 3]}, {"x": {"dtype": "float32", "data": [0, 0, 0]}}]}'
+    rows = b'[{"x": [1, 2, 3]}, {"x": {"dtype": "float32", "data": [0, 0, 0]}}]'
+    body = b'{"servable": "matmul", "method": "scale", "instances": ' + rows + b"}"
     fates = [edge.deliver(body, content_type=kind) for kind in (codec.JSON, "application/json; charset=utf-8", None)]
     edge.run()
     for fate in fates:
@@ -178,12 +180,16 @@ def test_many_requests_at_once_each_get_their_own_answer(make):
 @pytest.mark.parametrize("content_type", [codec.MSGPACK, codec.JSON])
 def test_a_question_that_cannot_be_answered(make, change, code, match, content_type):
     edge = make()
-    body = codec.encode_request(Request(**{**GOOD, **change}), content_type)
+    asked = {**GOOD, **change}
+    if content_type == codec.JSON and match == "input x: ":  # which the encoder refuses by itself
+        body = json.dumps(asked).encode()
+    else:
+        body = codec.encode_request(Request(**asked), content_type)
     fate = edge.deliver(body, content_type=content_type)
     edge.run()
     found, message = error_of(fate)
     assert found == code
-    assert __import__("re").search(match, message), message
+    assert re.search(match, message), message
     assert edge.service.failed == 1
     only(edge)
 
@@ -261,29 +267,27 @@ def test_a_body_over_the_limit(make):
     only(edge)
 
 
+PROPERTIES = {
+    "content_type": st.sampled_from([None, codec.MSGPACK, codec.JSON, "x", b"\xff"]),
+    "message_id": st.none() | st.text(max_size=9) | st.binary(max_size=9),
+    "correlation_id": st.none() | st.text(max_size=9) | st.just(b"\xff"),
+    "reply_to": st.none() | st.sampled_from(["", "answers", b"\xff"]),
+    "headers": st.none()
+    | st.dictionaries(st.text(max_size=9) | st.just(b"\xff"), st.none() | st.integers() | st.text(max_size=3))
+    | st.fixed_dictionaries({"x-delivery-count": st.none() | st.booleans() | st.integers() | st.text(max_size=2)}),
+}
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     body=st.binary(max_size=60) | st.text(max_size=30).map(str.encode),
-    content_type=st.sampled_from([None, codec.MSGPACK, codec.JSON, "x", b"\xff"]),
-    message_id=st.none() | st.text(max_size=9) | st.binary(max_size=9),
-    correlation_id=st.none() | st.text(max_size=9) | st.just(b"\xff"),
-    reply_to=st.none() | st.just("answers") | st.just(b"\xff"),
-    headers=st.none()
-    | st.dictionaries(st.text(max_size=9) | st.just(b"\xff"), st.none() | st.integers() | st.text(max_size=3))
-    | st.fixed_dictionaries({"x-delivery-count": st.none() | st.booleans() | st.integers() | st.text(max_size=2)}),
+    properties=st.fixed_dictionaries(PROPERTIES),
     outcomes=st.lists(st.sampled_from(list(Outcome)), max_size=3),
 )
-def test_whatever_comes_ends_once(tmp_path_factory, body, content_type, message_id, correlation_id, reply_to, headers, outcomes):
+def test_whatever_comes_ends_once(tmp_path_factory, body, properties, outcomes):
     edge = whatever(tmp_path_factory)
     edge.outcomes.extend(outcomes)
-    edge.deliver(
-        body,
-        content_type=content_type,
-        message_id=message_id,
-        correlation_id=correlation_id,
-        reply_to=reply_to,
-        headers=headers,
-    )
+    edge.deliver(body, **properties)
     edge.run()
     edge.outcomes.clear()
     only(edge)
@@ -508,29 +512,30 @@ def test_every_code_that_is_sent_is_one_of_the_tree():
 @given(data=st.data())
 def test_many_requests_with_any_luck_end_once_each(tmp_path_factory, data):
     """Good and bad requests, threads or not, publishes confirmed late, wrongly or never, ranks that die between."""
-    edge = Edge(
-        tmp_path_factory.mktemp("luck"),
-        {"matmul": MODEL + TEXT},
-        ready_world(window=data.draw(st.integers(1, 3))),
-        pool=data.draw(st.sampled_from(["inline", "threads"])),
-    )
+    window, pool = data.draw(st.integers(1, 3)), data.draw(st.sampled_from(["inline", "threads"]))
+    edge = Edge(tmp_path_factory.mktemp("luck"), {"matmul": MODEL + TEXT}, ready_world(window=window), pool=pool)
+    try:
+        try_luck(edge, data)
+    finally:
+        edge.close()
+
+
+def try_luck(edge, data):
     edge.hold = True
-    rows = st.lists(
-        st.sampled_from([{"x": ROW}, {}, {"x": np.array([BAD, 0, 0], np.float32)}, {"x": [1, 2, 3]}]), min_size=1, max_size=4
-    )
+    instances = st.sampled_from([{"x": ROW}, {}, {"x": np.array([BAD, 0, 0], np.float32)}, {"x": [1, 2, 3]}])
     for _ in range(data.draw(st.integers(1, 12))):
         match data.draw(st.sampled_from(["ask", "ask", "ask", "answer", "kill", "run"])):
             case "ask":
                 method = data.draw(st.sampled_from(["scale", "pipeline", "nope"]))
-                edge.ask(method, *data.draw(rows), reply_to=data.draw(st.sampled_from(["answers", None])))
+                rows = data.draw(st.lists(instances, min_size=1, max_size=4))
+                edge.ask(method, *rows, reply_to=data.draw(st.sampled_from(["answers", None])))
             case "answer" if edge.held:
                 edge.answer(*edge.held.popleft(), data.draw(st.sampled_from(list(Outcome))))
             case "kill":
                 edge.world.dies(edge.world.agents[data.draw(st.integers(0, 2))], sent=data.draw(st.booleans()))
             case "run":
                 edge.run()
-    back = data.draw(st.booleans())
-    if back:
+    if data.draw(st.booleans()):
         edge.service.hand_back_all()
     for _ in range(5):
         edge.world.settle()
@@ -539,7 +544,6 @@ def test_many_requests_with_any_luck_end_once_each(tmp_path_factory, data):
             edge.answer(*edge.held.popleft(), data.draw(st.sampled_from(list(Outcome))))
     only(edge)
     assert edge.ended == len(edge.fates)
-    edge.close()
 
 
 def test_the_properties_of_the_driver_are_what_the_service_reads():

@@ -2,9 +2,14 @@
 
 import pytest
 from rankmq.schemas.messages import Forming, GroupId, GroupStatus, QueueStatus, RankStatus, Status
-from rankmq.scripts.commands.status import _duration, _print, _ranges
 from rankmq.scripts.progress import StartProgress
+from rankmq.scripts.show import console
+from rankmq.scripts.status_page import _duration, _ranges, page
 from rankmq.workers.local import Progress
+
+
+def show(answers) -> None:
+    console().print(page(answers))
 
 
 def group(name: str, **changed) -> GroupStatus:
@@ -33,12 +38,12 @@ def status(*groups: GroupStatus) -> Status:
 
 
 def test_everything_about_the_ranks_is_there(capsys):
-    _print([status(group("small"))])
+    show([status(group("small"))])
     text = capsys.readouterr().out
     assert "orchestrator vm-1: up 1 h 1 min, 2 of 64 in flight, 5 served, 1 failed" in text
     assert "small.v1.g0 ready: epoch 3, 42 steps, 2 ranks" in text
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
-    assert rows["0"][:7] == ["0", "4711", "41", "44.9", "MB", "ready", "vm[1]"]
+    assert rows["0"][:8] == ["0", "4711", "41", "0", "44.9", "MB", "ready", "vm[1]"]
     assert "rankmq.q.0" in rows["0"]
     assert "its process 4712 ended [killed]" in text
     assert "subgraphs a[0].npz; methods f" in text
@@ -47,19 +52,19 @@ def test_everything_about_the_ranks_is_there(capsys):
 
 def test_why_a_group_is_not_ready_is_there(capsys):
     forming = Forming(missing=(1, 2, 3, 7), reason="rank 1 lost: [oops]")
-    _print([status(group("small", state="forming", forming=forming))])
+    show([status(group("small", state="forming", forming=forming))])
     assert "ranks 1-3, 7 are missing; rank 1 lost: [oops]" in capsys.readouterr().out
 
 
 def test_slots_are_shown_where_there_are_some(capsys):
-    _print([status(group("small", slots=8, slots_held=3, slots_waiting=2))])
+    show([status(group("small", slots=8, slots_held=3, slots_waiting=2))])
     assert "3 of 8 slots held, 2 requests wait for one" in capsys.readouterr().out
-    _print([status(group("small"))])
+    show([status(group("small"))])
     assert "slots" not in capsys.readouterr().out
 
 
 def test_no_errors_need_no_column(capsys):
-    _print([status(group("small", ranks=()))])
+    show([status(group("small", ranks=()))])
     assert "last error" not in capsys.readouterr().out
 
 
