@@ -6,64 +6,40 @@ with Client("amqp://user:password@host:5672/%2F", "matmul", "predict") as client
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TypeVar
 
 from ..schemas import codec
-from ..schemas.errors import (
-    ClientClosed,
-    ConnectionLost,
-    InstancesFailed,
-    InvalidInput,
-    LimitExceeded,
-    ProducerError,
-    RankmqError,
-    ReplyTimeout,
-    from_wire,
-)
-from ..schemas.messages import Reply, Request, Value
-from ..schemas.tensors import Tensor, from_array, to_array
-from . import topology
+from ..schemas.errors import ClientClosed, LimitExceeded, ProducerError, ReplyTimeout
+from ..schemas.messages import Reply, Request
 from .address import BrokerAddress
-from .confirms import Outcome
-from .connection import Channel, Connection, Properties
-from .delivery import Delivery
+from .client_line import Asked, ClientLine
+from .client_values import Instances, Result, result_of, to_wire
 
 __all__ = ["Client", "Instances", "Result"]
 
-log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
-Instances = Mapping[str, Any] | Sequence[Mapping[str, Any]]
-Result = list[dict[str, np.ndarray[Any, Any]]]
+_OVERHEAD = 4096
+"""Bytes that a message may take beside its body."""
 
-_DIRECT = "amq.rabbitmq.reply-to"
-_MIB = 1024 * 1024
-
-
-@dataclass(eq=False, slots=True)
-class _Asked:
-    """A request that waits for its reply; kept whole, to be sent again when the connection was lost."""
-
-    id: str
-    body: bytes
-    future: Future[Reply]
-    timer: asyncio.TimerHandle | None = None
+_GRACE_SECONDS = 30.0
 
 
 class Client:
     """Calls one method or pipeline of one servable; usable from several threads at once.
 
-    Connects at the first call. A connection that is lost comes back by itself; what was not answered is asked again.
+    Connects at the first call. A connection that is lost comes back by itself; what was not answered is asked again. If
+    the broker stays away for longer, the calls under way fail, and the next call tries once more.
+
+    In a forked child it connects anew; the calls that were under way are the parent's.
 
     Args:
         broker_url: amqp[s]://user:password@host:port/vhost.
@@ -71,7 +47,7 @@ class Client:
         method: a method or pipeline of it.
         version: the servable's version; 0 is the newest.
         timeout: seconds until a call gives up waiting.
-        max_in_flight: calls under way at once; a further one waits for its turn, `timeout` seconds at most.
+        max_in_flight: calls under way at once; a further one waits for its turn, which counts as time waited.
         connect_timeout: seconds to go on trying to reach the broker.
         ca_file: PEM file of the authority behind the broker's certificate, for amqps.
         cert_file: PEM file of our own certificate.
@@ -97,16 +73,22 @@ class Client:
         self.method = method
         self.version = version
         self.timeout = timeout
+        self._max_in_flight = max_in_flight
         self._connect_timeout = connect_timeout
-        self._places = threading.BoundedSemaphore(max_in_flight)
-        self._lock = threading.Lock()
+        self._parents: ClientLine | None = None
         self._closed = False
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._channel: Channel | None = None
-        self._max_message = 128 * _MIB
-        self._asked: dict[str, _Asked] = {}
+        self._begin_anew()
+        _clients.add(self)
+
+    def _begin_anew(self) -> None:
+        self._line: ClientLine | None = None
+        self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(self._max_in_flight)
+
+    def _forked(self) -> None:
+        """In a child there is no thread behind the line, and its socket is the parent's: it is kept and not touched."""
+        self._parents = self._line or self._parents
+        self._begin_anew()
 
     def __enter__(self) -> Client:
         self.connect()
@@ -118,15 +100,13 @@ class Client:
     def __repr__(self) -> str:
         return f"Client({self._address}, {self.servable!r}, {self.method!r}, {self.version})"
 
-    # ------------------------------------------------------------------------------------------------------- calling
-
     def infer(self, instances: Instances, *, timeout: float | None = None) -> Result:
         """Sends one request and waits for its result.
 
         Args:
             instances: one dict of named inputs, or a list of them. An input is an array (any shape, byte order and
                 strides; its dtype must be the one that the servable takes), or a number, str, bytes or nested list.
-            timeout: seconds to wait; the client's own if None.
+            timeout: seconds to wait, once connected; the client's own if None.
 
         Returns:
             Per instance, its named outputs.
@@ -137,54 +117,65 @@ class Client:
             ServingError: the request was fine, serving it failed.
             ReplyTimeout: no reply within the time.
             ConnectionLost: the broker went away and did not come back in time.
+            BrokerUnavailable: nobody answers at the broker's address.
+            BrokerRefused: wrong user, password, virtual host or certificate.
+            ClientClosed: the client was closed.
         """
-        return self.infer_async(instances, timeout=timeout).result()
+        return self._wait(instances, timeout, result_of)
 
     def infer_async(self, instances: Instances, *, timeout: float | None = None) -> Future[Result]:
         """Sends one request; the future has what `infer` returns or raises.
 
         Waits itself only while `max_in_flight` calls are under way, and at the first call for the connection.
+        Cancelling the future gives up waiting: the request may be served all the same. Callbacks of the future run on
+        the client's thread and must not block; `infer` in one of them raises.
         """
-        seconds = self.timeout if timeout is None else timeout
-        future: Future[Result] = Future()
-        for name, reply in self._ask(instances, seconds):
-            reply.add_done_callback(lambda done: _pass_on(done, future))
-            log.debug("asked", extra={"request": name})
-        return future
+        return self._ask(instances, timeout, result_of)
 
     def request(self, instances: Instances, *, timeout: float | None = None) -> Reply:
         """Sends one request and gives the reply as it came, errors and statistics included."""
-        seconds = self.timeout if timeout is None else timeout
-        ((_, reply),) = self._ask(instances, seconds)
-        return reply.result()
+        return self._wait(instances, timeout, lambda reply: reply)
 
-    def _ask(self, instances: Instances, seconds: float) -> list[tuple[str, Future[Reply]]]:
-        rows = [instances] if isinstance(instances, Mapping) else list(instances)
-        if not rows:
-            raise InvalidInput("a request needs at least one instance")
+    def _wait(self, instances: Instances, timeout: float | None, read: Callable[[Reply], _T]) -> _T:
+        line = self._line
+        if line is not None and line.is_own_thread:
+            raise ProducerError("a call that waits, within a callback of the client, would wait for itself")
+        seconds = self.timeout if timeout is None else timeout
+        try:
+            return self._ask(instances, seconds, read).result(seconds + _GRACE_SECONDS)
+        except TimeoutError:  # a callback of somebody's holds up the client's thread
+            raise ReplyTimeout(f"no reply within {seconds:g} s, and the client's thread does not run") from None
+
+    def _ask(self, instances: Instances, timeout: float | None, read: Callable[[Reply], _T]) -> Future[_T]:
         request = Request(
-            servable=self.servable,
-            method=self.method,
-            version=self.version,
-            instances=[{name: _value(name, value) for name, value in row.items()} for row in rows],
+            servable=self.servable, method=self.method, version=self.version, instances=to_wire(instances)
         )
         body = codec.encode_request(request)
-        loop = self.connect()
-        if len(body) + 4096 > self._max_message:
-            raise LimitExceeded(f"a request of {len(body)} bytes: the broker takes {self._max_message}")
-        if not self._places.acquire(timeout=seconds):
+        line = self._connected()
+        if len(body) + _OVERHEAD > line.max_message:
+            raise LimitExceeded(f"a request of {len(body)} bytes: the broker takes {line.max_message}")
+        seconds = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + seconds
+        places = self._places
+        if not places.acquire(timeout=0.0 if line.is_own_thread else max(0.0, seconds)):
             raise ReplyTimeout(f"no place for another call within {seconds:g} s: too many are under way")
-        asked = _Asked(uuid.uuid4().hex, body, Future())
-        asked.future.add_done_callback(lambda _: self._places.release())
+        future: Future[_T] = Future()
+        asked = Asked(uuid.uuid4().hex, self.servable, body, future, read, deadline, seconds)
+
+        def done(ended: Future[_T]) -> None:
+            places.release()
+            if ended.cancelled():
+                line.forget(asked.id)
+
         try:
-            loop.call_soon_threadsafe(self._begin, asked, seconds)
-        except RuntimeError:  # the loop was closed by another thread
-            asked.future.set_exception(ClientClosed("the client is closed"))
-        return [(asked.id, asked.future)]
+            line.ask(asked)
+        except BaseException:
+            places.release()
+            raise
+        future.add_done_callback(done)
+        return future
 
-    # ---------------------------------------------------------------------------------------------------- connecting
-
-    def connect(self) -> asyncio.AbstractEventLoop:
+    def connect(self) -> None:
         """Connects, if that has not been done.
 
         Raises:
@@ -192,187 +183,37 @@ class Client:
             BrokerRefused: wrong user, password, virtual host or certificate.
             ClientClosed: the client was closed.
         """
+        self._connected()
+
+    def _connected(self) -> ClientLine:
         with self._lock:
             if self._closed:
                 raise ClientClosed("the client is closed")
-            if self._loop is None:
-                ready: Future[asyncio.AbstractEventLoop] = Future()
-                self._thread = threading.Thread(
-                    target=lambda: asyncio.run(self._main(ready)), name="rankmq-client", daemon=True
-                )
-                self._thread.start()
-                try:
-                    self._loop = ready.result()
-                except RankmqError:
-                    self._thread.join()
-                    raise
-            return self._loop
+            if self._line is None or self._line.is_over:
+                self._line = ClientLine(self._address, self._connect_timeout)
+            line = self._line
+        line.await_connected()
+        return line
 
     def close(self, timeout: float = 5.0) -> None:
-        """Closes the connection; calls that wait get `ClientClosed`.
+        """Closes the connection, for good; calls that wait get `ClientClosed`.
 
         Args:
             timeout: seconds to wait for it.
         """
         with self._lock:
             self._closed = True
-            loop, stop, thread = self._loop, self._stop, self._thread
-        if loop is not None and stop is not None and thread is not None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(stop.set)
-            thread.join(timeout)
-
-    async def _main(self, ready: Future[asyncio.AbstractEventLoop]) -> None:
-        self._stop = asyncio.Event()
-        stopped = asyncio.ensure_future(self._stop.wait())
-        patience = self._connect_timeout
-        reason: RankmqError = ClientClosed("the client was closed before the reply came")
-        try:
-            while not self._stop.is_set():
-                connection = await Connection.open(
-                    self._address, name="rankmq producer", patience=patience, stopped=self._stop.is_set
-                )
-                self._max_message = (16 if connection.server_version >= (4,) else 128) * _MIB
-                await self._open_channel(connection)
-                if not ready.done():
-                    ready.set_result(asyncio.get_running_loop())
-                for asked in list(self._asked.values()):
-                    self._publish(asked)
-                channel = self._channel
-                waits: list[asyncio.Future[Any]] = [stopped, connection.closed, *([channel.closed] if channel else [])]
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                self._channel = None
-                if channel is not None and channel.closed.done() and not connection.closed.done():
-                    self._fail_all(_lost(channel.closed.result()))
-                await connection.close()
-                patience = max(self._connect_timeout, 30.0)
-        except RankmqError as error:
-            reason = (
-                error if not ready.done() else ConnectionLost(f"the broker went away and did not come back: {error}")
-            )
-            if not ready.done():
-                ready.set_exception(error)
-        finally:
-            stopped.cancel()
-            with self._lock if ready.done() and ready.exception() is None else threading.Lock():
-                self._closed = True
-            self._fail_all(reason)
-
-    async def _open_channel(self, connection: Connection) -> None:
-        channel = await connection.channel()
-        await channel.consume(_DIRECT, self._on_reply, no_ack=True)
-        self._channel = channel
-
-    # ------------------------------------------------------------------------------------------------- on the loop
-
-    def _begin(self, asked: _Asked, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._asked[asked.id] = asked
-        asked.timer = loop.call_later(seconds, self._timed_out, asked, seconds)
-        self._publish(asked)
-
-    def _publish(self, asked: _Asked) -> None:
-        channel = self._channel
-        if channel is None or not channel.is_open:
-            return  # sent when the connection is back
-        properties = Properties(
-            message_id=asked.id,
-            correlation_id=asked.id,
-            reply_to=_DIRECT,
-            content_type=codec.MSGPACK,
-            delivery_mode=2,
-            timestamp=int(time.time()),
-        )
-
-        def then(outcome: Outcome) -> None:
-            if outcome is Outcome.REJECTED:
-                self._finish(asked.id, ProducerError("the broker refused the request: its queue is full"))
-            elif outcome is Outcome.RETURNED:
-                self._finish(asked.id, ProducerError("no queue takes requests for this servable on this broker"))
-
-        try:
-            channel.publish(topology.REQUESTS, self.servable, asked.body, properties, then=then)
-        except ConnectionLost:
-            log.debug("sent when the connection is back", extra={"request": asked.id})
-
-    def _on_reply(self, delivery: Delivery) -> None:
-        request_id = delivery.properties.correlation_id
-        if request_id not in self._asked:
-            log.debug("a reply that nobody waits for", extra={"request": request_id})
-            return
-        try:
-            reply = codec.decode_reply(delivery.body, delivery.properties.content_type or codec.MSGPACK)
-        except RankmqError as error:
-            self._finish(request_id, ProducerError(f"a reply that cannot be read: {error.message}"))
-            return
-        self._finish(request_id, reply)
-
-    def _timed_out(self, asked: _Asked, seconds: float) -> None:
-        where = "" if self._channel is not None else " (the broker is not reached)"
-        self._finish(asked.id, ReplyTimeout(f"no reply within {seconds:g} s{where}"))
-
-    def _finish(self, request_id: str, outcome: Reply | RankmqError) -> None:
-        asked = self._asked.pop(request_id, None)
-        if asked is None:
-            return
-        if asked.timer is not None:
-            asked.timer.cancel()
-        if not asked.future.set_running_or_notify_cancel():
-            return
-        if isinstance(outcome, RankmqError):
-            asked.future.set_exception(outcome)
-        else:
-            asked.future.set_result(outcome)
-
-    def _fail_all(self, reason: RankmqError) -> None:
-        for request_id in list(self._asked):
-            self._finish(request_id, reason)
+            line = self._line
+        if line is not None:
+            line.close(timeout)
 
 
-def _lost(reason: RankmqError) -> RankmqError:
-    return ProducerError(f"the broker closed the channel: {reason.message}")
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-def _pass_on(done: Future[Reply], future: Future[Result]) -> None:
-    error = done.exception()
-    if error is not None:
-        future.set_exception(error)
-        return
-    try:
-        future.set_result(_result(done.result()))
-    except RankmqError as failure:
-        future.set_exception(failure)
+def _after_fork() -> None:
+    for client in list(_clients):
+        client._forked()
 
 
-def _result(reply: Reply) -> Result:
-    if reply.error is not None:
-        raise from_wire(reply.error.code, reply.error.message)
-    failed = {it.index: from_wire(it.error.code, it.error.message) for it in reply.errors}
-    rows: list[dict[str, Any] | RankmqError] = []
-    for index, row in enumerate(reply.outputs):
-        if row is None:
-            rows.append(failed.get(index) or ProducerError("no outputs and no error"))
-        else:
-            rows.append({name: to_array(tensor).copy() for name, tensor in row.items()})
-    good = [row for row in rows if not isinstance(row, RankmqError)]
-    if len(good) < len(rows):
-        first = next(row for row in rows if isinstance(row, RankmqError))
-        raise InstancesFailed(
-            f"{len(rows) - len(good)} of {len(rows)} instances failed; the first: {first.message}", rows
-        )
-    return good
-
-
-def _value(name: str, value: object) -> Value:
-    try:
-        if isinstance(value, bytes | bytearray):
-            return Tensor("bytes", (), (bytes(value),))
-        if isinstance(value, np.ndarray | np.generic):
-            return from_array(np.asarray(value))
-        if value is None or isinstance(value, bool | int | float | str | list):
-            return value
-        if isinstance(value, tuple):
-            return list(value)
-        return from_array(np.asarray(value))
-    except RankmqError as error:
-        raise type(error)(f"input {name}: {error.message}") from error
+os.register_at_fork(after_in_child=_after_fork)

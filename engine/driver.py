@@ -354,9 +354,8 @@ class GroupDriver:
     def _ended(self, epoch: int, reason: str) -> None:
         conveyor, self._conveyor = self._conveyor, None
         voided = conveyor.void() if conveyor is not None else []
-        log.warning(
-            "%s: epoch %d ended, %d steps are void: %s", self.id, epoch, len(voided), reason, extra={"epoch": epoch}
-        )
+        what = (self.id, epoch, len(voided), sum(map(len, voided)), reason)
+        log.warning("%s: epoch %d ended, %d steps are void (%d rows): %s", *what, extra={"epoch": epoch})
         overdue, self._overdue = self._overdue, None
         if overdue is not None:
             self._pace.overdue(overdue.subgraph, len(overdue))

@@ -136,6 +136,7 @@ class AgentLink:
             if self._binding is not None:
                 await asyncio.wait([self._binding])  # steps may come as soon as this is said
             self._serving = message.epoch == self._epoch
+            self._work.alive(serving=self._serving)
             self._say(topology.CONTROL, message)
 
         self._on_loop(lambda: self._loop.create_task(say()))

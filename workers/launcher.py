@@ -42,12 +42,14 @@ _Pipe = multiprocessing.connection.Connection
 
 @dataclass(slots=True)
 class _Rank:
+    """One rank; `patience` is when its process counts as frozen, unless it says something before."""
+
     config: AgentConfig
     process: ForkServerProcess | None = None
     pipe: _Pipe | None = None
     deaths: deque[float] = field(default_factory=deque)
     due: float = 0.0
-    heard: float | None = None
+    patience: float | None = None
     failure: OperatorError | None = None
 
 
@@ -109,7 +111,7 @@ class Launcher:
     def _start(self, rank: _Rank) -> None:
         old = rank.config
         rank.config = config = AgentConfig(old.group, old.rank, old.files, self._settings, self._host)  # with a new id
-        rank.due, rank.heard = 0.0, None
+        rank.due, rank.patience = 0.0, None
         spare = self._take_spare()
         if spare is None:
             rank.process, rank.pipe = self._spawn(f"rankmq-agent-{config.rank}", run_agent, config)
@@ -142,14 +144,14 @@ class Launcher:
         now = time.monotonic()
         stalled, self._looked = now - self._looked > _STALL_SECONDS, now
         for rank in self._ranks:
-            if rank.process is None or rank.heard is None:
+            if rank.process is None or rank.patience is None:
                 continue
             if stalled:  # it was us who did not listen
-                rank.heard = now
-            elif now - rank.heard > self._silence:
+                rank.patience = max(rank.patience, now + self._silence)
+            elif now > rank.patience:
                 log.warning("rank %d of %s says nothing: killed", rank.config.rank, rank.config.group)
                 rank.process.kill()
-                rank.heard = None
+                rank.patience = None
 
     def _wait(self) -> None:
         """Waits for the next event: a word from an agent, the end of one, the time to start one again, or a stop."""
@@ -183,7 +185,7 @@ class Launcher:
             return
         match message:
             case ("alive", bool(serving)):
-                rank.heard = time.monotonic() if serving else None
+                rank.patience = time.monotonic() + self._silence + (0.0 if serving else self._settings.load_timeout)
             case ("scheduler", str(address), int(size)):
                 self._start_scheduler(rank.config.group, address, size)
             case ("failed", str(code), str(text)):

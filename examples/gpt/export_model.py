@@ -1,7 +1,7 @@
 """Exports the three graphs of this example for every rank: model/device<rank>/prefill, decode and combined.mindir.
 
-One process writes the files of all ranks; no group is needed for it. The weights are random, from a seed, and kept whole
-in model/weights.npz.
+One process writes the files of all ranks; no group is needed for it. The weights are random, from a seed, and kept
+whole in model/weights.npz.
 """
 
 import argparse
@@ -21,8 +21,8 @@ GROUPS = {"cpu": "mccl_world_group", "ascend": "hccl_world_group"}
 def random_weights(shape, seed):
     """The whole model's weights by name, float32.
 
-    They are scaled so that every layer adds about as much as came in. The best token is then almost always ahead by many
-    times what the order of a sum can change, so that a divided model gives the same tokens as a whole one.
+    They are scaled so that every layer adds about as much as came in. The best token is then ahead by many times what
+    the order of a sum changes, so that a divided model gives the same tokens as a whole one.
     """
     random = np.random.default_rng(seed)
     weights = {}

@@ -4,9 +4,9 @@
     Decode    one token goes in, at its position; the next one comes out
     Combined  everything goes in for every token, and nothing stays: for comparison
 
-It is tensor-parallel. A rank has some of the heads and some of the hidden units of the MLP, and an AllReduce adds up what
-the ranks make of a row after each of the two. Embeddings, positions and the head are small and on every rank, so that
-every rank knows the next token without asking the others.
+It is tensor-parallel. A rank has some of the heads and some of the hidden units of the MLP, and an AllReduce adds up
+what the ranks make of a row after each of the two. Embeddings and the head are small and on every rank, so that every
+rank knows the next token without asking the others.
 
 Nothing here depends on the number of rows: a loaded graph takes any, after `set_inputs(Tensor(shape=[None, ...]))`.
 Where an obvious operator is missing, it is for its cost on a CPU, which the comments name.
@@ -194,7 +194,7 @@ class Combined(Whole):
 
 
 class Decode(Gpt):
-    """Keys and values stay as the cache has them, its heads side by side: to transpose them would take most of the time.
+    """Keys and values stay as the cache has them, the heads side by side: transposing them would take most of the time.
 
     Instead the query is repeated for each head, with zeros where the other heads are.
     """

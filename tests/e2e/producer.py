@@ -94,11 +94,11 @@ class Producer:
         while (left := deadline - time.monotonic()) > 0:
             self._connection.process_data_events(left)
 
-    def ask(self, body: Any, **how: Any) -> dict[str, Any]:
+    def ask(self, body: Any, *, seconds: float = 30.0, **how: Any) -> dict[str, Any]:
         """Publish a request and wait for its reply, decoded."""
         self.replies.clear()
         self.send(body, **how)
-        properties, reply = self.wait()[0]
+        properties, reply = self.wait(seconds=seconds)[0]
         return json.loads(reply) if properties.content_type == JSON else msgpack.unpackb(reply)
 
     def dead_letter(self, message_id: str | None, seconds: float = 10.0) -> tuple[dict[str, Any], bytes]:

@@ -10,7 +10,6 @@ import signal
 import sys
 from pathlib import Path
 
-
 _PR_SET_PDEATHSIG = 1
 
 

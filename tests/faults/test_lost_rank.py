@@ -62,7 +62,8 @@ def test_all_ranks_killed_at_once(steady: System) -> None:
     assert not set(before) & set(pids_of(steady))
 
 
-def test_one_rank_after_the_other(steady: System) -> None:
+def test_one_rank_after_the_other(start: Start, tmp_path: Path) -> None:
+    steady = start(write_steady(tmp_path), max_attempts=RANKS + 1)
     with under_load(steady, 900) as load:
         for rank in range(RANKS):
             epoch = steady.group("steady").epoch

@@ -140,7 +140,10 @@ class Ranks:
         return [rank for rank in range(self.size) if rank not in set(others)]
 
     def open(self) -> str:
-        """Opens a new group of all ranks; its name."""
+        """Opens a new group of all ranks, with new processes for those that have died; its name."""
+        for rank, (process, _) in enumerate(self._started):
+            if not process.is_alive():
+                self.replace(rank)
         self._epoch += 1
         name = new_name(self._epoch)
         self.all("open", name, list(range(self.size)), self.size)

@@ -180,7 +180,8 @@ void several_threads_at_once(Group &group, int rank) {
     threads.emplace_back([&group, rank] {
       for (int round = 0; round < rounds; ++round) {
         std::vector<float> in(1500, static_cast<float>(rank + 1)), out(1500);
-        Fault fault = group.run(call_of(Kind::kAllReduce, DType::kFloat32, 1500, Reduction::kSum), in.data(), out.data());
+        const Call call = call_of(Kind::kAllReduce, DType::kFloat32, in.size(), Reduction::kSum);
+        Fault fault = group.run(call, in.data(), out.data());
         expect(fault.kind == FaultKind::kNone, "at once: %s", fault.message.c_str());
         const float sum = static_cast<float>(group.size() * (group.size() + 1)) / 2;
         for (float value : out) {
@@ -194,7 +195,8 @@ void several_threads_at_once(Group &group, int rank) {
 
 void ranks_that_disagree(Group &group, int rank) {
   std::vector<float> in(64), out(64);
-  Fault fault = group.run(call_of(Kind::kAllReduce, DType::kFloat32, rank == 1 ? 63 : 64, Reduction::kSum), in.data(), out.data());
+  const uint64_t count = rank == 1 ? 63 : 64;
+  Fault fault = group.run(call_of(Kind::kAllReduce, DType::kFloat32, count, Reduction::kSum), in.data(), out.data());
   expect(fault.kind == FaultKind::kMismatch && fault.rank == 1, "mismatch: %s", fault.message.c_str());
   fault = group.run(call_of(Kind::kBarrier, DType::kNone, 0), nullptr, nullptr);
   expect(fault.kind == FaultKind::kMismatch, "kept: %s", fault.message.c_str());
@@ -300,16 +302,22 @@ int process_of_a_rank(int rank, int size, int victim, int first, int second) {
   return failures.load();
 }
 
-// A group that is closed while a thread of the same process waits in it: its memory must outlive that.
-int process_that_closes(int rank, int size, int file) {
+// A group that is closed while a thread of the same process waits in it: its memory must outlive that. The last rank
+// comes only when it is told that this has happened, or the barrier would be passed.
+int process_that_closes(int rank, int size, int file, const int *told) {
   open_group(file, rank, size);
+  char word = 0;
   if (rank == 0) {
-    std::thread waits([] { expect(rankmq_run(5, 0, 0, 0, 0, nullptr, nullptr) == 4, "whoever waited was not freed"); });
+    std::thread waits([] {
+      const int kind = rankmq_run(5, 0, 0, 0, 0, nullptr, nullptr);
+      expect(kind == 4 || kind == 7, "whoever waited was not freed: %d", kind);  // 7: it had not yet begun
+    });
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
     rankmq_close();
     waits.join();
+    expect(::write(told[1], &word, 1) == 1, "write");
   } else {
-    std::this_thread::sleep_for(std::chrono::milliseconds(50 * rank));
+    if (rank == size - 1) expect(::read(told[0], &word, 1) == 1, "read");
     int where = -1;
     char text[256] = "";
     expect(rankmq_run(5, 0, 0, 0, 0, nullptr, nullptr) == 4, "the others were not freed");
@@ -318,26 +326,51 @@ int process_that_closes(int rank, int size, int file) {
   return failures.load();
 }
 
+// Who is alive: not a zombie, not one whose number is another's by now; who cannot be seen from here counts as alive.
+void watching_processes() {
+  const ProcessIdentity self = this_process();
+  expect(self.pid == static_cast<uint32_t>(::getpid()) && self.started != 0 && self.pid_namespace != 0, "who am I");
+  expect(!has_ended(self, self), "this process has ended");
+  ProcessIdentity earlier = self;
+  earlier.started -= 1;
+  expect(has_ended(earlier, self), "another process of the same number was taken for the one that had it before");
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(0);
+  ProcessIdentity ended = self;
+  ended.pid = static_cast<uint32_t>(child);
+  siginfo_t info;
+  ::waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOWAIT);
+  expect(has_ended(ended, self), "a zombie lives");
+  ::waitpid(child, nullptr, 0);
+  expect(has_ended(ended, self), "a process that is gone lives");
+  ended.pid_namespace += 1;
+  expect(!has_ended(ended, self), "a process of another namespace was looked for in this one");
+}
+
 void end_well(const std::vector<pid_t> &children, int victim) {
   for (size_t rank = 0; rank < children.size(); ++rank) {
     int status = 0;
     ::waitpid(children[rank], &status, 0);
-    const bool good = static_cast<int>(rank) == victim ? WIFSIGNALED(status) : WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    const bool killed = static_cast<int>(rank) == victim;
+    const bool good = killed ? WIFSIGNALED(status) : WIFEXITED(status) && WEXITSTATUS(status) == 0;
     expect(good, "rank %d ended with %d", static_cast<int>(rank), status);
   }
 }
 
 int processes() {
   const int size = 4;
+  watching_processes();
   const int closed = segment(size);
+  int told[2];
+  expect(::pipe(told) == 0, "pipe");
   std::vector<pid_t> those;
   for (int rank = 0; rank < size; ++rank) {
     const pid_t child = ::fork();
-    if (child == 0) std::exit(process_that_closes(rank, size, closed) == 0 ? 0 : 1);
+    if (child == 0) std::exit(process_that_closes(rank, size, closed, told) == 0 ? 0 : 1);
     those.push_back(child);
   }
   end_well(those, -1);
-  ::close(closed);
+  for (int file : {closed, told[0], told[1]}) ::close(file);
   for (int victim : {-1, 0, 2}) {
     const int first = segment(size), second = segment(size - 1);
     std::vector<pid_t> children;

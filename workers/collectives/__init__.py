@@ -11,7 +11,18 @@ from __future__ import annotations
 from .binding import Fault
 from .build import library
 from .group import SharedGroup
+from .rewrite import rewrite
 from .segment import segment_name, sweep
+from .self_test import self_test
 from .unavailable import CollectivesUnavailable
 
-__all__ = ["CollectivesUnavailable", "Fault", "SharedGroup", "library", "segment_name", "sweep"]
+__all__ = [
+    "CollectivesUnavailable",
+    "Fault",
+    "SharedGroup",
+    "library",
+    "rewrite",
+    "segment_name",
+    "self_test",
+    "sweep",
+]

@@ -54,7 +54,7 @@ def rewrite(model: Any, library: Path, size: int) -> int:
             raise CollectivesUnavailable(
                 f"{node.op_type} is written in a way that is not known: export the graph again"
             )
-    found = sum(_rewrite_function(model, function, operators) for function in functions)
+    found = sum(_rewrite_function(model, function, set(operators)) for function in functions)
     for primitive in model.primitives:
         if primitive.name in operators:
             _make_custom(primitive, library, operators[primitive.name])
@@ -129,21 +129,21 @@ def _set_text(holder: Any, name: str, value: str) -> None:
 # -------------------------------------------------------------------------------------------------------------- nodes
 
 
-def _rewrite_function(model: Any, function: Any, operators: dict[str, str]) -> int:
+def _rewrite_function(model: Any, function: Any, collectives: set[str]) -> int:
+    kinds = {it.name: it.op_type for it in model.primitives}
+    tuples = {it.output[0]: it for it in function.node if kinds.get(_primitive_of(it)) == "MakeTuple"}
     nodes: list[Any] = []
     for node in function.node:
-        if _primitive_of(node) not in operators:
-            nodes.append(node)
-        elif operators[_primitive_of(node)].startswith("Broadcast"):
-            nodes.extend(_without_tuple(node, nodes))
+        if kinds.get(_primitive_of(node)) == "Broadcast":
+            nodes.extend(_without_tuple(node, tuples.get(node.input[0])))
         else:
             nodes.append(node)
-    ordered = _in_order(model, nodes, operators)
-    if len(ordered) != len(function.node):
-        copies = [type(node).FromString(node.SerializeToString()) for node in ordered]
+    nodes = _in_order(model, nodes, collectives)
+    if len(nodes) != len(function.node):
+        copies = [_copy(node) for node in nodes]
         del function.node[:]
         function.node.extend(copies)
-    return sum(_primitive_of(node) in operators for node in ordered)
+    return sum(_primitive_of(node) in collectives for node in nodes)
 
 
 def _primitive_of(node: Any) -> str:
@@ -151,28 +151,38 @@ def _primitive_of(node: Any) -> str:
     return op_type.removeprefix(_REFERENCE) if op_type.startswith(_REFERENCE) else ""
 
 
-def _without_tuple(node: Any, before: Sequence[Any]) -> list[Any]:
-    """A Broadcast for every tensor of the tuple that MindSpore's takes and gives."""
-    makers = [it for it in before if it.output[:] == node.input[:] and _primitive_of(it).startswith("MakeTuple")]
-    parts = node.attribute[0].values if node.attribute and node.attribute[0].name == "shape" else ()
-    if len(makers) != 1 or len(parts) != len(makers[0].input):
+def _copy(node: Any) -> Any:
+    return type(node).FromString(node.SerializeToString())
+
+
+def _without_tuple(node: Any, given: Any) -> list[Any]:
+    """A Broadcast for every tensor of the tuple that MindSpore's takes and gives, and the tuple of them.
+
+    Args:
+        node: MindSpore's Broadcast.
+        given: the node that makes the tuple, None if none in the function does.
+    """
+    shapes = next((it.values for it in node.attribute if it.name == "shape"), ())
+    if given is None or len(shapes) != len(given.input):
         raise CollectivesUnavailable("Broadcast of a tuple that comes from elsewhere does not go through shared memory")
-    out = []
-    for index, (tensor, shape) in enumerate(zip(makers[0].input, parts, strict=True)):
-        single = type(node).FromString(node.SerializeToString())
+    singles = []
+    for index, (tensor, shape) in enumerate(zip(given.input, shapes, strict=True)):
+        single = _copy(node)
         single.input[:] = [tensor]
         single.output[:] = [f"{node.output[0]}:{index}"]
         single.name, single.domain = single.output[0], f"{node.domain}-{index}"
         del single.attribute[:]
-        _set_shape(single, shape.tensors)
-        out.append(single)
-    whole = type(node).FromString(node.SerializeToString())
-    whole.op_type = makers[0].op_type
-    whole.input[:] = [single.output[0] for single in out]
-    return [*out, whole]
+        added = single.attribute.add(name="shape")
+        added.type = added.TENSORS
+        added.tensors.extend(shape.tensors)
+        singles.append(single)
+    whole = _copy(node)
+    whole.op_type = given.op_type
+    whole.input[:] = [single.output[0] for single in singles]
+    return [*singles, whole]
 
 
-def _in_order(model: Any, nodes: Sequence[Any], operators: dict[str, str]) -> list[Any]:
+def _in_order(model: Any, nodes: Sequence[Any], collectives: set[str]) -> list[Any]:
     """The nodes, and one more before each collective that does not depend on the one before it."""
     after: dict[str, int] = {}  # for each value, the collectives that it depends on, a bit for each
     out: list[Any] = []
@@ -181,7 +191,7 @@ def _in_order(model: Any, nodes: Sequence[Any], operators: dict[str, str]) -> li
         depends = 0
         for value in node.input:
             depends |= after.get(value, 0)
-        if _primitive_of(node) in operators:
+        if _primitive_of(node) in collectives:
             if count > 0 and not depends >> (count - 1) & 1:
                 node = _waiting_for(model, node, last, out)
                 depends |= after[last]
@@ -202,7 +212,7 @@ def _waiting_for(model: Any, node: Any, other: str, out: list[Any]) -> Any:
     waits.op_type = f"{_REFERENCE}{_depend(model)}"
     waits.domain = f"{node.domain}-after"
     out.append(waits)
-    changed = type(node).FromString(node.SerializeToString())
+    changed = _copy(node)
     changed.input[0] = waits.output[0]
     return changed
 
@@ -217,9 +227,3 @@ def _depend(model: Any) -> str:
     attribute = added.attribute.add(name="side_effect_propagate", i=1)
     attribute.type = attribute.INT64
     return str(added.name)
-
-
-def _set_shape(node: Any, tensors: Any) -> None:
-    added = node.attribute.add(name="shape")
-    added.type = added.TENSORS
-    added.tensors.extend(tensors)

@@ -116,6 +116,7 @@ def servable(
     name: str = "matmul",
     version: int = 1,
     models: bool = True,
+    slots: int = 0,
 ) -> Servable:
     """A servable with the three graphs; `parts` gets `b` sharded and gives a sum and a concatenation."""
     axis = 1 if stacked else 0
@@ -124,7 +125,7 @@ def servable(
         Subgraph(inputs=(Replicate(), Shard(axis)), outputs=(Sum(), Concat(axis))),
         Subgraph(outputs=(AllEqual(),)),
     )
-    model = Model("m", ranks, 1, with_batch_dim=stacked, batch_size=batch_size, subgraphs=subgraphs)
+    model = Model("m", ranks, 1, with_batch_dim=stacked, batch_size=batch_size, subgraphs=subgraphs, slots=slots)
     return Servable(
         name=name,
         version=version,
@@ -265,13 +266,14 @@ class World:
         max_message: int = 1 << 20,
         step_timeout: float = 60.0,
         collectives: bool = False,
+        slots: int = 0,
     ) -> None:
         self.clock = Clock()
         self.infos = infos(ranks, stacked=stacked, rows=rows, collectives=collectives)
         self.ranks = ranks
         self.window = window
         self.driver = GroupDriver(
-            servable(ranks, stacked=stacked, batch_size=batch_size),
+            servable(ranks, stacked=stacked, batch_size=batch_size, slots=slots),
             GROUP,
             GroupRules(size=ranks, window=window),
             self,

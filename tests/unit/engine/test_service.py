@@ -447,6 +447,7 @@ def test_what_is_not_done_is_handed_back(make):
     assert edge.service.hand_back_all() == 0
     for outcome in (RETURNED, CONFIRMED):
         edge.answer(*edge.held.popleft(), outcome)
+    assert not edge.held
     edge.hold = False
     edge.run()
     assert [fate.handed_back for fate in (waiting, answered, dead)] == [1, 1, 1]

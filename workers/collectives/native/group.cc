@@ -264,11 +264,15 @@ void Group::compare() {
 Fault Group::described(const Cause &cause, const Call &call) const {
   const std::string who = "rank " + std::to_string(cause.rank) + " (process " +
                           std::to_string(cause.rank < 0 ? 0 : barrier_.process_of(cause.rank)) + ")";
-  const std::string where = call.kind == Kind::kNone ? " while the group was opened" : " during " + call.text();
+  const bool opening = call.kind == Kind::kNone;
+  const std::string where = opening ? " while the group was opened" : " during " + call.text();
   switch (cause.kind) {
     case FaultKind::kDead:
       return {cause.kind, cause.rank, who + " has ended" + where};
     case FaultKind::kTimeout: {
+      if (opening) {
+        return {cause.kind, cause.rank, "rank " + std::to_string(cause.rank) + " did not open the group in time"};
+      }
       const Member &member = header_->members[cause.rank];
       const bool within = Call::read(member.calls[round_ & 1]) == call;
       return {cause.kind, cause.rank,

@@ -4,8 +4,8 @@
 // and asked for after every call of a graph; until then the outputs hold NaN or zeros.
 //
 // The reduction and the root are in the operator's name, such as AllReduce_max: MindSpore hands attributes over as
-// objects of its own, whose layout changes with its version. The number of ranks is that of the group which is open, and
-// so it must be open before a graph is compiled.
+// objects of its own, whose layout changes with its version. The number of ranks is that of the group which is open,
+// and so it must be open before a graph is compiled.
 
 #include <cstdint>
 #include <memory>

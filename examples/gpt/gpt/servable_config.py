@@ -1,0 +1,88 @@
+"""A GPT over eight ranks, whose caches of keys and values stay on the ranks while a text grows.
+
+An instance holds a slot from its first call to its end: `slot`, the last input of prefill and decode, is filled in with
+its number. The caches are one and the same in both graphs.
+"""
+
+import numpy as np
+from rankmq.engine import distributed, register
+from rankmq.engine.register import PipelineServable
+from rankmq.schemas.errors import InvalidInput
+
+PROMPT, CONTEXT, VOCABULARY = 128, 192, 256
+PREFILL, DECODE, COMBINED = range(3)
+
+distributed.declare_servable(
+    rank_size=8,
+    stage_size=1,
+    with_batch_dim=True,
+    subgraphs=["prefill.mindir", "decode.mindir", "combined.mindir"],
+    slots=16,  # as many as export_model.py has made room for
+    shared_parameters=["kcache.*", "vcache.*"],
+)
+
+
+def pad(tokens, length, size):
+    """The first `length` tokens, and zeros up to `size`."""
+    if tokens.ndim != 1 or not np.all((tokens >= 0) & (tokens < VOCABULARY)):
+        raise InvalidInput(f"tokens must be one row of numbers from 0 to {VOCABULARY - 1}")
+    if length.ndim or not 1 <= length <= min(size, tokens.size):
+        raise InvalidInput(f"length must be a number from 1 to {size}, and not above the {tokens.size} tokens")
+    padded = np.zeros(size, np.int32)
+    padded[:length] = tokens[:length]
+    return padded
+
+
+@register.register_method(output_names=["token"])
+def prefill(tokens, length):
+    tokens = register.call_preprocess(pad, tokens, length, PROMPT)
+    token = register.call_servable(tokens, length, subgraph=PREFILL)
+    return token
+
+
+@register.register_method(output_names=["token"])
+def decode(token, position):
+    token = register.call_servable(token, position, subgraph=DECODE)
+    return token
+
+
+@register.register_method(output_names=["token"])
+def combined(tokens, length):
+    tokens = register.call_preprocess(pad, tokens, length, CONTEXT)
+    token = register.call_servable(tokens, length, subgraph=COMBINED)
+    return token
+
+
+first = PipelineServable(servable_name="gpt", method="prefill")
+following = PipelineServable(servable_name="gpt", method="decode")
+whole = PipelineServable(servable_name="gpt", method="combined")
+
+
+def check(prompt, new_tokens):
+    if prompt.ndim != 1 or not 1 <= prompt.size <= PROMPT:
+        raise InvalidInput(f"a prompt is one row of 1 to {PROMPT} tokens, not of shape {prompt.shape}")
+    if new_tokens.ndim or not 1 <= new_tokens <= CONTEXT - prompt.size + 1:
+        raise InvalidInput(f"after {prompt.size} tokens there is room for 1 to {CONTEXT - prompt.size + 1} new ones")
+
+
+@register.register_pipeline(output_names=["tokens"])
+def generate(prompt, new_tokens):
+    """The prompt once, then a token at a time."""
+    check(prompt, new_tokens)
+    token = first.run(prompt, np.int32(prompt.size))
+    tokens = [token]
+    for position in range(prompt.size, prompt.size + int(new_tokens) - 1):
+        token = following.run(token, np.int32(position))
+        tokens.append(token)
+    return np.array(tokens, np.int32)
+
+
+@register.register_pipeline(output_names=["tokens"])
+def generate_combined(prompt, new_tokens):
+    """Everything again for every token, to compare."""
+    check(prompt, new_tokens)
+    text = prompt.astype(np.int32)
+    for _ in range(int(new_tokens)):
+        token = whole.run(text, np.int32(text.size))
+        text = np.append(text, token)
+    return text[prompt.size :]

@@ -1,0 +1,162 @@
+"""The library is compiled once, whoever asks for it and however many."""
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from rankmq.workers.collectives import CollectivesUnavailable, SharedGroup
+from rankmq.workers.collectives import library as compiled
+from rankmq.workers.collectives.build import cache_folder, compile_command, find_compiler
+
+COMPILER = find_compiler()
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture
+def counting(tmp_path):
+    """A compiler that writes down when it compiles; its command, and what it wrote."""
+    script, notes = tmp_path / "counting-c++", tmp_path / "notes"
+    script.write_text(f'#!/bin/sh\n[ "$1" = --version ] || echo $$ >> {notes}\nexec {COMPILER[0]} "$@"\n')
+    script.chmod(0o755)
+    return str(script), lambda: notes.read_text().split() if notes.exists() else []
+
+
+def environment(**changes):
+    return {**os.environ, **changes}
+
+
+def scripted(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_eight_processes_at_once_compile_once(tmp_path, counting):
+    command, notes = counting
+    code = "from rankmq.workers.collectives.build import library; print(library())"
+    given = environment(CXX=command, XDG_CACHE_HOME=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
+
+    def ask(_):
+        return subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=110)
+
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(ask, range(8)))
+    assert [it.stderr for it in done] == [""] * 8
+    (path,) = {it.stdout.strip() for it in done}
+    assert len(notes()) == 1
+    assert Path(path).parent == tmp_path / "rankmq"
+    assert [it.name for it in Path(path).parent.iterdir() if it.suffix != ".lock"] == [Path(path).name]
+    ctypes.CDLL(path)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A folder with the library in it."""
+    folder = tmp_path_factory.mktemp("cache")
+    compiled(folder)
+    return folder
+
+
+def test_it_is_found_again(cache, counting):
+    began = time.monotonic()
+    assert compiled(cache) == compiled(cache)
+    assert time.monotonic() - began < 1.0
+
+
+def test_another_compiler_or_other_flags_make_another(cache, tmp_path, counting):
+    command, notes = counting
+    usual = compiled(cache)
+    same_version = compiled(cache, environment(CXX=command))  # it says that it is the usual one
+    assert same_version == usual
+    other = scripted(tmp_path, "other", f'[ "$1" = --version ] && exec echo other\nexec {COMPILER[0]} "$@"')
+    assert compiled(tmp_path, environment(CXX=other)).name != usual.name
+    assert compiled(tmp_path, environment(CXX=f"{COMPILER[0]} -O1")).name != usual.name
+    assert notes() == []
+
+
+def test_without_a_compiler_what_there_is_will_do(cache):
+    assert compiled(cache, environment(PATH="", CXX="")) == compiled(cache)
+
+
+def test_without_a_compiler_and_without_a_library(tmp_path):
+    with pytest.raises(CollectivesUnavailable, match=r"there is no C\+\+ compiler: install g\+\+, or set CXX"):
+        compiled(tmp_path, environment(PATH="", CXX=""))
+    with pytest.raises(CollectivesUnavailable, match="there is no C"):
+        compiled(tmp_path, environment(CXX="no-such-compiler"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[ "$1" = --version ] || { echo "x.cc:1:2: error: it is Monday" >&2; exit 1; }', "error: it is Monday"),
+        ('[ "$1" = --version ] || exit 1', "it does not say why"),
+        ("exit 3", "does not run"),
+    ],
+)
+def test_a_compiler_that_fails(tmp_path, text, reason):
+    with pytest.raises(CollectivesUnavailable, match=reason) as raised:
+        compiled(tmp_path / "cache", environment(CXX=scripted(tmp_path, "failing", text)))
+    assert "\n" not in raised.value.message
+    assert list((tmp_path / "cache").glob("*.so")) == []
+    assert list((tmp_path / "cache").glob("*.part")) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CollectivesUnavailable, match=r"cannot be kept in .*set XDG_CACHE_HOME"):
+        compiled(tmp_path / "file" / "cache")
+
+
+def test_what_a_killed_process_left_half_done_is_no_library(cache, tmp_path):
+    name = compiled(cache).with_suffix(".part").name
+    (tmp_path / name).write_bytes(b"half of it")
+    (tmp_path / "collectives-of-old.part").write_bytes(b"half of another")
+    ctypes.CDLL(str(compiled(tmp_path)))
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_a_file_that_is_no_library(tmp_path):
+    (tmp_path / "wrong.so").write_text("no library")
+    with pytest.raises(CollectivesUnavailable, match="the compiled library cannot be loaded"):
+        SharedGroup(tmp_path / "wrong.so")
+
+
+def test_the_library_shows_what_others_call_and_nothing_else(cache):
+    """MindSpore loads it beside its own libraries: our names must not meet theirs."""
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm")
+    lines = subprocess.run(
+        ["nm", "--dynamic", "--defined-only", str(compiled(cache))], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    names = {line.split()[2] for line in lines if line.split()[1] == "T"}
+    ours = ("rankmq_", "AllReduce_", "AllGather", "ReduceScatter_", "Broadcast_")
+    assert {it for it in names if not it.startswith(ours) and it not in ("_init", "_fini")} == set()
+    assert {"AllReduce_sum", "AllReduce_sumInferShape", "Broadcast_63InferType", "rankmq_open"} <= names
+
+
+def test_nothing_in_it_is_of_this_processor_alone():
+    command = compile_command(["c++"], Path("out.so"))
+    assert not any(word.startswith(("-march=native", "-mtune=native")) for word in command)
+    assert ("-msse4.2" in command) == (platform.machine() == "x86_64")
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"XDG_CACHE_HOME": "/var/cache/me", "HOME": "/home/me"}, "/var/cache/me/rankmq"),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/home/me"}, "/home/me/.cache/rankmq"),
+        ({"HOME": "/home/me"}, "/home/me/.cache/rankmq"),
+        ({}, f"/tmp/user-{os.getuid()}/.cache/rankmq"),
+    ],
+)
+def test_where_it_is_kept(environ, folder, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/tmp")
+    assert cache_folder(environ) == Path(folder)
