@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..schemas import codec
-from ..schemas.errors import BrokerUnavailable, ClientClosed, ConnectionLost, ProducerError, RankmqError, ReplyTimeout
+from ..schemas.errors import (
+    BrokerRefused,
+    BrokerUnavailable,
+    ClientClosed,
+    ConnectionLost,
+    ProducerError,
+    RankmqError,
+    ReplyTimeout,
+)
 from ..schemas.messages import Reply
 from . import retry, topology
 from .address import BrokerAddress
@@ -214,11 +222,16 @@ class ClientLine:
         """A connection and a channel that listens for replies: one is no use without the other."""
         async for attempt in retry.connecting(patience, self._stop.is_set):
             with attempt:
-                connection = self._connection = await Connection.open(self._address, name="rankmq producer")
+                try:
+                    connection = self._connection = await Connection.open(self._address, name="rankmq producer")
+                except BrokerRefused as error:
+                    if not self._connected.done():
+                        raise
+                    raise BrokerUnavailable(error.message) from error  # it took us before: it may be shutting down
                 try:
                     channel = await connection.channel()
                     await channel.consume(_DIRECT, self._on_reply, no_ack=True)
-                except (ConnectionLost, TimeoutError) as error:
+                except (ConnectionLost, BrokerUnavailable, TimeoutError) as error:
                     await connection.close()
                     raise BrokerUnavailable(f"{self._address}: the broker went away again ({error})") from error
                 self.max_message = (16 if connection.server_version >= (4,) else 128) * _MIB

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 __all__ = ["Confirms", "Outcome"]
@@ -23,7 +24,7 @@ class Outcome(enum.Enum):
 
 @dataclass(slots=True)
 class _Pending:
-    message_id: str | None
+    route: Hashable
     then: Callable[[Outcome], None] | None
     returned: bool = False
 
@@ -42,26 +43,32 @@ class Confirms:
         """The tag that the next publish will have."""
         return self._published + 1
 
-    def published(self, message_id: str | None, then: Callable[[Outcome], None] | None) -> None:
-        """Takes down a publish."""
-        self._published += 1
-        self._pending[self._published] = _Pending(message_id, then)
+    def published(self, route: Hashable, then: Callable[[Outcome], None] | None) -> None:
+        """Takes down a publish.
 
-    def returned(self, message_id: str | None) -> bool:
+        Args:
+            route: what a message that is sent back can be told by: exchange, routing key and message id. Two publishes
+                that have all of these in common share their fate anyway.
+            then: called once with what became of it.
+        """
+        self._published += 1
+        self._pending[self._published] = _Pending(route, then)
+
+    def returned(self, route: Hashable) -> bool:
         """The broker sent a message back; its confirm is still to come, after this.
 
         Returns:
             Whether it is on record.
         """
         for pending in self._pending.values():
-            if pending.message_id == message_id and not pending.returned:
+            if pending.route == route and not pending.returned:
                 pending.returned = True
                 return True
         return False
 
     def answered(self, tag: int, *, multiple: bool, positive: bool) -> None:
         """The broker confirmed or refused `tag`, or everything up to it."""
-        tags = [it for it in self._pending if it <= tag] if multiple else [tag]
+        tags = list(itertools.takewhile(lambda it: it <= tag, self._pending)) if multiple else [tag]
         for it in tags:
             pending = self._pending.pop(it, None)
             if pending is None or pending.then is None:

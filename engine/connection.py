@@ -7,17 +7,19 @@ compute runs on that loop, so heartbeats are never starved. The driver's errors 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
+import re
 import ssl
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pika
 import pika.exceptions
+import pika.frame
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils import connection_workflow
-from pika.channel import Channel as PikaChannel
 
 from ..schemas.errors import (
     AlreadyRunning,
@@ -31,9 +33,8 @@ from ..schemas.errors import (
 )
 from . import retry
 from .address import BrokerAddress
-from .confirms import Confirms, Outcome
-from .delivery import Delivery
-from .topology import Binding, Exchange, Queue, Topology
+from .amqp_headers import mended
+from .channel import Channel, QueueDepth
 
 __all__ = ["Channel", "Connection", "Properties", "QueueDepth", "map_error"]
 
@@ -42,19 +43,11 @@ log = logging.getLogger(__name__)
 # pika logs every refused socket with a traceback; what matters of it is in the error that we raise.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
 
-_RPC_SECONDS: Final = 30.0
-_DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
+_CERTIFICATE_REFUSED = re.compile(
+    r"ALERT_(CERTIFICATE|BAD_CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)", re.I
+)
 
 Properties = pika.BasicProperties
-
-
-@dataclass(frozen=True, slots=True)
-class QueueDepth:
-    """How many messages wait in a queue, and how many consumers it has."""
-
-    name: str
-    messages: int
-    consumers: int
 
 
 def map_error(error: BaseException) -> RankmqError:
@@ -76,7 +69,13 @@ def map_error(error: BaseException) -> RankmqError:
     ):
         return map_error(error.args[0])
     text = " ".join(str(error).split()) or type(error).__name__
+    if _CERTIFICATE_REFUSED.search(text):
+        return BrokerRefused("the broker does not take our certificate, or wants one: set tls_cert_file, tls_key_file")
     match error:
+        case pika.exceptions.ProbableAuthenticationError() | pika.exceptions.ProbableAccessDeniedError() if (
+            "ClosedByBroker" not in text
+        ):  # a guess of the driver's: the broker said nothing, as when it goes down in the middle of the handshake
+            return BrokerUnavailable(f"the connection broke while it was opened: {text}")
         case pika.exceptions.ProbableAuthenticationError() | pika.exceptions.AuthenticationError():
             return BrokerRefused("the broker refuses this user or password: check the broker URL")
         case pika.exceptions.ProbableAccessDeniedError():
@@ -85,28 +84,44 @@ def map_error(error: BaseException) -> RankmqError:
             return BrokerRefused(_access(error.reply_text))
         case pika.exceptions.ConnectionClosedByBroker():
             return BrokerUnavailable(f"the broker closed the connection: {error.reply_code} {error.reply_text}")
+        case pika.exceptions.ConnectionClosedByClient() | pika.exceptions.ChannelClosedByClient():
+            return ConnectionLost("closed by this side")
+        case pika.exceptions.ConnectionWrongStateError() | pika.exceptions.ChannelWrongStateError():
+            return ConnectionLost("the connection to the broker is closed")
         case pika.exceptions.ChannelClosedByBroker():
             return _channel_error(error.reply_code, error.reply_text)
         case pika.exceptions.BodyTooLongError() | pika.exceptions.ShortStringTooLong():
-            return LimitExceeded(text)
+            return LimitExceeded(f"more than AMQP can carry: {type(error).__name__}")
+        case pika.exceptions.UnsupportedAMQPFieldException():
+            return LimitExceeded("a header of a kind that AMQP cannot carry")
         case pika.exceptions.IncompatibleProtocolError() | pika.exceptions.ProtocolVersionMismatch():
             return BrokerUnavailable("what answers there does not speak AMQP 0-9-1 (a TLS port wants an amqps URL)")
+        case pika.exceptions.ConnectionOpenAborted() | connection_workflow.AMQPConnectorStackTimeout():
+            return BrokerUnavailable("who answers there says nothing of AMQP")
+        case pika.exceptions.StreamLostError():
+            return BrokerUnavailable(f"the connection to the broker broke: {text}")
         case ssl.SSLCertVerificationError():
-            return BrokerRefused(f"the broker's certificate is not trusted: {error.verify_message}")
+            return BrokerRefused(f"the broker's certificate is not trusted: {getattr(error, 'verify_message', text)}")
+        case ssl.SSLEOFError() | ssl.SSLZeroReturnError() | ssl.SSLSyscallError():
+            return BrokerUnavailable(f"the connection to the broker broke: {text}")
         case ssl.SSLError():
-            return BrokerRefused(f"TLS with the broker failed: {error.reason or text}")
+            return BrokerRefused(f"TLS with the broker failed: {getattr(error, 'reason', None) or text}")
         case pika.exceptions.AMQPHeartbeatTimeout():
             return BrokerUnavailable("the broker missed its heartbeats")
         case pika.exceptions.AMQPConnectionError() | connection_workflow.AMQPConnectorException() | OSError():
             return BrokerUnavailable(f"no broker answers ({text})")
-        case pika.exceptions.AMQPChannelError() | pika.exceptions.AMQPError():
+        case pika.exceptions.AMQPError() | pika.exceptions.ChannelError() | pika.exceptions.ReentrancyError():
             return ConnectionLost(f"the connection to the broker broke: {text}")
+        case pika.exceptions.DuplicateGetOkCallback():
+            return ConnectionLost("a message was asked for twice at once")
         case _:
             return InternalError(f"{type(error).__name__}: {text}")
 
 
 def _channel_error(code: int, text: str) -> RankmqError:
     match code:
+        case 403 if "exclusive" in text:
+            return AlreadyRunning(f"somebody else holds it: {text}")
         case 403:
             return BrokerRefused(_access(text))
         case 404:
@@ -115,7 +130,7 @@ def _channel_error(code: int, text: str) -> RankmqError:
             return AlreadyRunning(f"somebody else holds it: {text}")
         case 406 if "max size" in text or "larger than" in text:
             return LimitExceeded(text)
-        case 406:
+        case 406 if "inequivalent arg" in text or "invalid" in text:
             return ConfigurationError(
                 f"declared before with other arguments: {text}; delete it, or use another virtual host"
             )
@@ -127,13 +142,33 @@ def _access(text: str) -> str:
     return f"the broker refuses a permission: {text}"
 
 
-class Connection:
-    """One connection; `closed` is done, with the reason, once it is gone."""
+class _Driver(AsyncioConnection):  # type: ignore[misc]
+    """pika's connection, which lives on when a message has headers that pika cannot read."""
 
-    def __init__(self, driver: AsyncioConnection, loop: asyncio.AbstractEventLoop) -> None:
-        self._driver = driver
-        self._loop = loop
+    def _read_frame(self) -> tuple[int, Any]:
+        try:
+            read: tuple[int, Any] = super()._read_frame()
+            return read
+        except (ValueError, OverflowError, OSError, RecursionError, pika.exceptions.AMQPError):
+            frame = mended(self._frame_buffer)
+            if frame is None:
+                raise
+            _, found = pika.frame.decode_frame(frame)
+            return 8 + int.from_bytes(self._frame_buffer[3:7]), found
+
+
+class Connection:
+    """One connection; `closed` is done, with the reason, once it is gone.
+
+    Args:
+        loop: the loop that it lives on, which is the caller's.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._driver: AsyncioConnection | None = None
         self._channels: set[Channel] = set()
+        self._reason: RankmqError | None = None
         self.closed: asyncio.Future[RankmqError] = loop.create_future()
         self.blocked = False
 
@@ -181,31 +216,29 @@ class Connection:
             blocked_connection_timeout=None,
             client_properties={"connection_name": name, "product": "rankmq"},
         )
-        opened: asyncio.Future[AsyncioConnection] = loop.create_future()
-        self_box: list[Connection] = []
+        connection = cls(loop)
+        opened: asyncio.Future[None] = loop.create_future()
 
-        def failed(_: Any, error: BaseException) -> None:
+        def on_open(driver: AsyncioConnection) -> None:
+            if opened.done():  # nobody waits for it any more
+                driver.close()
+            else:
+                opened.set_result(None)
+
+        def on_failure(_: Any, error: BaseException) -> None:
             if not opened.done():
                 opened.set_exception(_at(map_error(error), address))
 
-        def on_close(_: Any, error: BaseException) -> None:
-            if self_box:
-                self_box[0]._on_close(error)
-            elif not opened.done():
-                opened.set_exception(_at(map_error(error), address))
-
-        driver = AsyncioConnection(
+        driver = connection._driver = _Driver(
             parameters,
-            on_open_callback=lambda it: None if opened.done() else opened.set_result(it),
-            on_open_error_callback=failed,
-            on_close_callback=on_close,
+            on_open_callback=on_open,
+            on_open_error_callback=on_failure,
+            on_close_callback=lambda _, error: connection._on_close(error),
             custom_ioloop=loop,
         )
-        await opened
-        connection = cls(driver, loop)
-        self_box.append(connection)
         driver.add_on_connection_blocked_callback(lambda *_: connection._set_blocked(True))
         driver.add_on_connection_unblocked_callback(lambda *_: connection._set_blocked(False))
+        await opened
         return connection
 
     def _set_blocked(self, blocked: bool) -> None:
@@ -215,290 +248,86 @@ class Connection:
         )
 
     def _on_close(self, error: BaseException) -> None:
-        reason = map_error(error)
-        for channel in list(self._channels):
-            channel._on_close(reason)
+        reason = self._reason or _gone(map_error(error))
         if not self.closed.done():
             self.closed.set_result(reason)
+        channels, self._channels = self._channels, set()
+        for channel in channels:
+            channel.ended(reason)
 
     @property
     def is_open(self) -> bool:
         """Whether it can be used."""
-        return bool(self._driver.is_open)
+        return self._driver is not None and bool(self._driver.is_open)
 
     @property
     def server_version(self) -> tuple[int, ...]:
         """The broker's version, as (3, 10, 8)."""
-        text = str((self._driver.server_properties or {}).get("version", "0"))
-        return tuple(int(part) for part in text.split("-")[0].split(".") if part.isdigit())
+        known = self._driver.server_properties if self._driver is not None else None
+        text = str((known or {}).get("version", "0"))
+        return tuple(int(part) for part in re.split(r"[-+]", text)[0].split(".") if part.isdigit())
 
-    async def channel(self, *, confirm: bool = True, prefetch: int = 0) -> Channel:
+    @staticmethod
+    def properties(given: Any) -> Any:
+        """A copy of a message's `Properties`; new ones for None."""
+        return Properties() if given is None else copy.copy(given)
+
+    @contextmanager
+    def mapped_errors(self) -> Iterator[None]:
+        """Raises what the driver raises within as ours; see `map_error`."""
+        try:
+            yield
+        except pika.exceptions.AMQPError as error:
+            raise map_error(error) from error
+
+    async def channel(self, *, confirm: bool = True, prefetch: int = 0, vital: bool = False) -> Channel:
         """Opens a channel.
 
         Args:
             confirm: publishes are confirmed by the broker.
             prefetch: how many deliveries may be unacknowledged per consumer; 0 for any number.
+            vital: when the broker closes it, the connection closes too, and its `closed` tells why: for whoever could
+                not go on without it.
 
         Raises:
-            ConnectionLost: the connection is gone.
+            ConnectionLost: the connection is gone, or the broker does not answer.
         """
-        if not self.is_open:
+        if self._driver is None or not self.is_open:
             raise ConnectionLost("the connection to the broker is closed")
-        opened: asyncio.Future[PikaChannel] = self._loop.create_future()
-        driver = self._driver.channel(on_open_callback=lambda it: None if opened.done() else opened.set_result(it))
-        channel = Channel(self, driver, self._loop)
+        opened: asyncio.Future[Any] = self.loop.create_future()
+        with self.mapped_errors():
+            driver = self._driver.channel(on_open_callback=lambda it: None if opened.done() else opened.set_result(it))
+        channel = Channel(self, driver)
         self._channels.add(channel)
-        driver.add_on_close_callback(lambda _, error: channel._on_close(map_error(error)))
-        channel._waiting.add(opened)
-        try:
-            await asyncio.wait_for(opened, _RPC_SECONDS)
-        finally:
-            channel._waiting.discard(opened)
-        if confirm:
-            await channel._confirm()
-        if prefetch:
-            await channel._rpc(driver.basic_qos, prefetch_count=prefetch)
+        driver.add_on_close_callback(lambda _, error: self._on_channel_close(channel, error, vital=vital))
+        await channel.open(opened, confirm=confirm, prefetch=prefetch)
         return channel
+
+    def _on_channel_close(self, channel: Channel, error: BaseException, *, vital: bool) -> None:
+        by_broker = isinstance(error, pika.exceptions.ChannelClosedByBroker)
+        reason = map_error(error) if by_broker else _gone(map_error(error))
+        self._channels.discard(channel)
+        channel.ended(reason)
+        if vital and by_broker and self._driver is not None:
+            self._reason = self._reason or reason
+            if self._driver.is_open:
+                self._driver.close()
 
     async def close(self, timeout: float = 5.0) -> None:
         """Closes it, and waits for the broker's word at most `timeout` seconds."""
         if self.closed.done():
             return
-        if self._driver.is_open:
+        if self._driver is not None and self._driver.is_open:
             self._driver.close()
         await asyncio.wait([self.closed], timeout=timeout)
+
+
+def _gone(error: RankmqError) -> RankmqError:
+    """The error for a connection that had been open: it was lost, which is no refusal and may pass."""
+    return ConnectionLost(error.message) if isinstance(error, BrokerUnavailable) else error
 
 
 def _at(error: RankmqError, address: BrokerAddress) -> RankmqError:
     if isinstance(error, BrokerUnavailable | BrokerRefused):
         return type(error)(f"{address}: {error.message}")
     return error
-
-
-class Channel:
-    """One channel of a connection; `closed` is done, with the reason, once it is gone."""
-
-    def __init__(self, connection: Connection, driver: PikaChannel, loop: asyncio.AbstractEventLoop) -> None:
-        self._connection = connection
-        self._driver = driver
-        self._loop = loop
-        self._waiting: set[asyncio.Future[Any]] = set()
-        self._confirms: Confirms | None = None
-        self.closed: asyncio.Future[RankmqError] = loop.create_future()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it can be used."""
-        return bool(self._driver.is_open)
-
-    @property
-    def unconfirmed(self) -> int:
-        """How many publishes the broker has not answered yet."""
-        return len(self._confirms) if self._confirms is not None else 0
-
-    async def declare(self, topology: Topology) -> None:
-        """Declares exchanges, queues and bindings, in their order.
-
-        Raises:
-            AlreadyRunning: an exclusive queue is held by another connection.
-            ConfigurationError: declared before with other arguments.
-            BrokerRefused: a permission is missing.
-        """
-        for item in topology:
-            match item:
-                case Exchange():
-                    await self._rpc(
-                        self._driver.exchange_declare,
-                        exchange=item.name,
-                        exchange_type=item.kind,
-                        durable=item.durable,
-                        arguments=item.arguments,
-                    )
-                case Queue():
-                    await self._rpc(
-                        self._driver.queue_declare,
-                        queue=item.name,
-                        durable=item.durable,
-                        exclusive=item.exclusive,
-                        arguments=item.arguments,
-                    )
-                case Binding():
-                    await self._rpc(
-                        self._driver.queue_bind, queue=item.queue, exchange=item.exchange, routing_key=item.key
-                    )
-
-    async def reply_queue(self) -> str:
-        """Declares an exclusive queue under a name that the broker makes up, and gives the name."""
-        frame = await self._rpc(self._driver.queue_declare, queue="", exclusive=True)
-        name: str = frame.method.queue
-        return name
-
-    async def depth(self, queue: str) -> QueueDepth:
-        """How many messages wait in a queue that exists.
-
-        Raises:
-            BrokerUnavailable: there is no such queue; the channel is closed then.
-        """
-        frame = await self._rpc(self._driver.queue_declare, queue=queue, passive=True)
-        return QueueDepth(queue, frame.method.message_count, frame.method.consumer_count)
-
-    async def delete_exchanges(self, names: Iterable[str]) -> None:
-        """Deletes exchanges; one that is not there is no error."""
-        for name in names:
-            await self._rpc(self._driver.exchange_delete, exchange=name)
-
-    async def consume(
-        self,
-        queue: str,
-        handler: Callable[[Delivery], None],
-        *,
-        no_ack: bool = False,
-        exclusive: bool = False,
-        cancelled: Callable[[], None] | None = None,
-    ) -> str:
-        """Starts a consumer; `handler` runs on the loop for each message.
-
-        Args:
-            queue: where from; `amq.rabbitmq.reply-to` for direct replies.
-            handler: must not block.
-            no_ack: the broker forgets a message once it is sent.
-            exclusive: no other consumer may share the queue.
-            cancelled: called when the broker ends the consumer, as when the queue is deleted.
-
-        Returns:
-            The consumer's tag.
-        """
-
-        def on_message(_: Any, method: Any, properties: Any, body: bytes) -> None:
-            handler(
-                Delivery(body, method.delivery_tag, method.exchange, method.routing_key, method.redelivered, properties)
-            )
-
-        if cancelled is not None:
-            told = cancelled
-            self._driver.add_on_cancel_callback(lambda _: told())
-        tag: list[str] = []
-
-        def start(callback: Callable[[Any], None]) -> None:
-            tag.append(
-                self._driver.basic_consume(queue, on_message, auto_ack=no_ack, exclusive=exclusive, callback=callback)
-            )
-
-        await self._rpc(start)
-        return tag[0]
-
-    async def cancel(self, tag: str) -> None:
-        """Ends a consumer; deliveries that are unacknowledged stay so."""
-        await self._rpc(self._driver.basic_cancel, tag)
-
-    def publish(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Any = None,
-        *,
-        mandatory: bool = True,
-        then: Callable[[Outcome], None] | None = None,
-    ) -> None:
-        """Publishes; `then` is called on the loop with what became of it.
-
-        A direct reply is never mandatory: RabbitMQ 3.10 returns one although it was delivered.
-
-        Raises:
-            ConnectionLost: the channel is closed.
-        """
-        if not self._driver.is_open:
-            raise ConnectionLost("the channel to the broker is closed")
-        mandatory = mandatory and not routing_key.startswith(_DIRECT_REPLY)
-        properties = properties or pika.BasicProperties()
-        if self._confirms is not None and mandatory and properties.message_id is None:
-            properties.message_id = str(self._confirms.next_tag())
-        try:
-            self._driver.basic_publish(exchange, routing_key, body, properties, mandatory)
-        except pika.exceptions.AMQPError as error:
-            raise map_error(error) from error
-        if self._confirms is not None:
-            self._confirms.published(properties.message_id, then)
-
-    async def publish_confirmed(
-        self, exchange: str, routing_key: str, body: bytes, properties: Any = None, *, timeout: float = _RPC_SECONDS
-    ) -> Outcome:
-        """Publishes, and waits for the broker's word.
-
-        Raises:
-            ConnectionLost: the channel is closed, or nothing came within `timeout` seconds.
-        """
-        done: asyncio.Future[Outcome] = self._loop.create_future()
-        self.publish(
-            exchange, routing_key, body, properties, then=lambda it: None if done.done() else done.set_result(it)
-        )
-        try:
-            return await asyncio.wait_for(done, timeout)
-        except TimeoutError:
-            raise ConnectionLost(f"the broker did not confirm a message within {timeout:g} s") from None
-
-    def ack(self, tag: int) -> None:
-        """Acknowledges a delivery; nothing on a closed channel, where the broker has taken it back already."""
-        if self._driver.is_open:
-            self._driver.basic_ack(tag)
-
-    def hand_back(self, tag: int) -> None:
-        """Gives a delivery back to its queue; nothing on a closed channel."""
-        if self._driver.is_open:
-            self._driver.basic_reject(tag, requeue=True)
-
-    async def close(self, timeout: float = 5.0) -> None:
-        """Closes it, and waits for the broker's word at most `timeout` seconds."""
-        if self._driver.is_open:
-            self._driver.close()
-            await asyncio.wait([self.closed], timeout=timeout)
-
-    async def _rpc(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.closed.done():
-            raise self.closed.result()
-        done: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.add(done)
-        try:
-            method(*args, **kwargs, callback=lambda frame: None if done.done() else done.set_result(frame))
-            return await asyncio.wait_for(done, _RPC_SECONDS)
-        except TimeoutError:
-            raise ConnectionLost(f"the broker did not answer within {_RPC_SECONDS:g} s") from None
-        except pika.exceptions.AMQPError as error:
-            raise map_error(error) from error
-        finally:
-            self._waiting.discard(done)
-
-    async def _confirm(self) -> None:
-        self._driver.add_on_return_callback(self._on_return)
-        done: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.add(done)
-        self._driver.confirm_delivery(self._on_confirm, lambda frame: None if done.done() else done.set_result(frame))
-        try:
-            await asyncio.wait_for(done, _RPC_SECONDS)
-        finally:
-            self._waiting.discard(done)
-        self._confirms = Confirms()
-
-    def _on_return(self, _: Any, method: Any, properties: Any, __: bytes) -> None:
-        if self._confirms is None or not self._confirms.returned(properties.message_id):
-            log.warning(
-                "returned without a record: %s to %s %s", method.reply_text, method.exchange, method.routing_key
-            )
-
-    def _on_confirm(self, frame: Any) -> None:
-        if self._confirms is not None:
-            method = frame.method
-            positive = isinstance(method, pika.spec.Basic.Ack)
-            self._confirms.answered(method.delivery_tag, multiple=method.multiple, positive=positive)
-
-    def _on_close(self, reason: RankmqError) -> None:
-        if self.closed.done():
-            return
-        self.closed.set_result(reason)
-        self._connection._channels.discard(self)
-        for future in list(self._waiting):
-            if not future.done():
-                future.set_exception(reason)
-        if self._confirms is not None:
-            self._confirms.lost()

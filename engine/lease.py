@@ -49,7 +49,7 @@ class Lease:
             BrokerRefused: a permission is missing.
             ConnectionLost: the connection ended meanwhile.
         """
-        channel = self._channel = await self._connection.channel(prefetch=1)
+        channel = self._channel = await self._connection.channel(prefetch=1, vital=True)
         await channel.declare(topology.lease(self._group))
         await channel.consume(self._queue, self._on_claim)
         self._put_claim(channel)

@@ -125,6 +125,8 @@ class GroupLink(GroupPorts):
                 channel = await connection.channel()
                 await self._listen(channel)
         self._channel = channel
+        # Without it the group would be deaf; the next session opens it again.
+        channel.closed.add_done_callback(lambda _: asyncio.ensure_future(connection.close()))
         welcome = Welcome(group=self.group, orchestrator=orchestrator)
         # Not mandatory: that nobody is there yet is the usual case.
         channel.publish(self._control, topology.RANK_ALL, codec.encode(welcome), mandatory=False)

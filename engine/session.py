@@ -95,10 +95,10 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         max_message = (16 if connection.server_version >= (4,) else 128) * _MIB
-        self._edge = await connection.channel(prefetch=self._settings.max_in_flight)
-        self._inner = await connection.channel()
+        self._edge = await connection.channel(prefetch=self._settings.max_in_flight, vital=True)
+        self._inner = await connection.channel(vital=True)
         names = tuple(dict.fromkeys(servable.name for servable in self._catalog))
-        await self._edge.declare(topology.servable_queues(names, self._settings.max_attempts + 5))
+        await self._edge.declare(topology.servable_queues(names))
         for servable in self._catalog:
             if servable.models:
                 self._links[servable.name, servable.version] = self._link(servable, max_message)
@@ -164,21 +164,30 @@ class Session:
 
     async def _consume_as_wanted(self, names: tuple[str, ...]) -> None:
         """Takes requests of the servables whose groups are ready, and of those only."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            wanted = {
-                topology.requests_queue(name, lane)
-                for name in names
-                for lane in topology.LANES
-                if not self._stopping and self._is_ready(name)
-            }
-            if self.all_ready.is_set() and not self._stopping:
-                wanted.add(topology.UNROUTED)
-            for queue in wanted - self._consuming.keys():
-                self._consuming[queue] = await self._edge.consume(queue, self._on_request)
-            for queue in self._consuming.keys() - wanted:
-                await self._edge.cancel(self._consuming.pop(queue))
+        with self.guarded():
+            while not self._connection.closed.done():
+                await self._wake.wait()
+                self._wake.clear()
+                wanted = {
+                    topology.requests_queue(name, lane)
+                    for name in names
+                    for lane in topology.LANES
+                    if not self._stopping and self._is_ready(name)
+                }
+                if self.all_ready.is_set() and not self._stopping:
+                    wanted.add(topology.UNROUTED)
+                for queue in wanted - self._consuming.keys():
+                    await self._consume(queue)
+                for queue in self._consuming.keys() - wanted:
+                    await self._edge.cancel(self._consuming.pop(queue))
+
+    async def _consume(self, queue: str) -> None:
+        def cancelled() -> None:
+            log.warning("the broker ended our consumer of %s", queue)
+            self._consuming.pop(queue, None)
+            self._wake.set()
+
+        self._consuming[queue] = await self._edge.consume(queue, self._on_request, cancelled=cancelled)
 
     def _is_ready(self, name: str) -> bool:
         return all(link.ready for (it, _), link in self._links.items() if it == name)
@@ -286,6 +295,8 @@ class Session:
         """The top of whatever the loop runs for us: a defect is logged, and ends the session rather than hang it."""
         try:
             yield
+        except ConnectionLost as error:
+            log.debug("not done: %s", error.message)  # the session ends with its connection
         except Exception:
             log.exception("a defect: the session starts again")
             self._loop.create_task(self._connection.close())
@@ -375,8 +386,11 @@ class Session:
             self._consumer.cancel()
         for task in self._serving:
             task.cancel()
+        ended = ConnectionLost("the orchestrator's connection to the broker ended")
         for link in self._links.values():
-            link.driver.fail_all(ConnectionLost("the orchestrator's connection to the broker ended"))
+            link.driver.fail_all(ended)
+        if hasattr(self, "service"):
+            self.service.close(ended)
 
 
 def _report(future: Future[None]) -> None:

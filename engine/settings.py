@@ -42,7 +42,7 @@ class Settings(BaseSettings):
         64, ge=1, le=10_000, description="requests that an orchestrator takes from a queue at once"
     )
     lockstep_window: int = Field(4, ge=1, le=1024, description="steps sent ahead of the slowest rank")
-    max_attempts: int = Field(3, ge=1, description="how often a request is tried when a group is lost under it")
+    max_attempts: int = Field(3, ge=1, le=20, description="how often a request is tried when a group is lost under it")
     wait_agents_time_in_seconds: float = Field(0.0, ge=0, description="wait so long for all ranks; 0 waits for ever")
     step_timeout: float = Field(
         60.0, gt=0, description="seconds after which a step that ranks have not answered is overdue"

@@ -22,6 +22,7 @@ from ..schemas.messages import GroupId
 __all__ = [
     "CONTROL",
     "DEAD",
+    "DELIVERY_LIMIT",
     "LANES",
     "RANK_ALL",
     "REQUESTS",
@@ -35,6 +36,7 @@ __all__ = [
     "control_queue",
     "edge",
     "group_exchanges",
+    "inner",
     "lease",
     "lease_queue",
     "orchestrator_queues",
@@ -60,6 +62,9 @@ RESULTS = "rankmq.results"
 STATUS = "rankmq.status"
 RANK_ALL = "rank.all"
 LANES: tuple[str, ...] = ("normal",)
+DELIVERY_LIMIT = 25
+"""After how many deliveries the broker itself dead-letters a request: the last resort against one that takes the
+orchestrator down each time. A queue's arguments cannot change, so this does not follow any setting."""
 
 Kind = Literal["direct", "fanout", "topic"]
 
@@ -170,19 +175,21 @@ def edge() -> Topology:
         _quorum(UNROUTED, **_dead_letters("unrouted")),
         Binding(UNROUTED, UNROUTED),
         Exchange(REQUESTS, arguments={"alternate-exchange": UNROUTED}),
-        Exchange(CONTROL),
-        Exchange(RESULTS),
+        *inner(),
         Exchange(STATUS, "fanout"),
     )
 
 
-def requests(servable: str, delivery_limit: int) -> Topology:
+def inner() -> Topology:
+    """Where the orchestrators hear the agents; agents may be there first."""
+    return (Exchange(CONTROL), Exchange(RESULTS))
+
+
+def requests(servable: str) -> Topology:
     """The requests queues of one servable, one per lane.
 
     Args:
         servable: its name.
-        delivery_limit: after how many deliveries the broker itself dead-letters a request; the last resort against one
-            that takes the orchestrator's process down each time.
     """
     out: list[Queue | Binding] = []
     for lane in LANES:
@@ -191,16 +198,16 @@ def requests(servable: str, delivery_limit: int) -> Topology:
             _quorum(
                 name,
                 **_dead_letters(servable),
-                **{"x-delivery-limit": delivery_limit},
+                **{"x-delivery-limit": DELIVERY_LIMIT},
             ),
             Binding(name, REQUESTS, f"{servable}.{lane}"),
         ]
     return (*out, Binding(requests_queue(servable), REQUESTS, servable))
 
 
-def servable_queues(servables: tuple[str, ...], delivery_limit: int) -> Topology:
+def servable_queues(servables: tuple[str, ...]) -> Topology:
     """The edge and the requests queues of all servables of an orchestrator."""
-    return (*edge(), *(item for name in servables for item in requests(name, delivery_limit)))
+    return (*edge(), *(item for name in servables for item in requests(name)))
 
 
 def group_exchanges(group: GroupId, subgraphs: int) -> Topology:

@@ -102,6 +102,7 @@ class Agent:
         self._failure: RankmqError | None = None
         self._plans: tuple[GraphPlan, ...] = ()
         self._peers: tuple[int, ...] = ()
+        self._epoch = 0
 
     def run(self) -> None:
         """Serves as its rank.
@@ -143,6 +144,8 @@ class Agent:
     def form(self, form: Form) -> None:
         """Load and warm up for an epoch."""
         self._plans = form.plans
+        self._epoch = form.epoch  # all that was given before is void
+        self._executor.abort()
         self._work.put(form)
 
     def step(self, epoch: int, step: Step) -> None:
@@ -170,7 +173,9 @@ class Agent:
                 continue
             if work is None:
                 return
-            if isinstance(work, Form):
+            if work.epoch != self._epoch:
+                log.debug("left: it is of an epoch that is over", extra={"epoch": work.epoch})
+            elif isinstance(work, Form):
                 self._form(link, work)
             else:
                 link.reply(self._run(work))

@@ -9,15 +9,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
+from msgspec import structs
 
 from ..engine import topology
 from ..engine.confirms import Outcome
 from ..engine.connection import Channel, Connection, Properties
 from ..engine.delivery import Delivery
 from ..schemas import codec
-from ..schemas.errors import ConnectionLost, LockstepError, RankmqError, from_wire
+from ..schemas.errors import ConnectionLost, LimitExceeded, LockstepError, RankmqError, from_wire
 from ..schemas.messages import (
     Drain,
+    ErrorInfo,
     Form,
     GraphInfo,
     Heartbeat,
@@ -42,6 +44,8 @@ __all__ = ["AgentLink", "RankWork"]
 log = logging.getLogger(__name__)
 
 _REGISTER_AGAIN_SECONDS = 1.0
+_MIB = 1024 * 1024
+_OVERHEAD = 4096
 
 
 class RankWork(Protocol):
@@ -102,6 +106,7 @@ class AgentLink:
         self._serving = False
         self._step = -1
         self._leaving = ""
+        self._max_message = 16 * _MIB
         self._binding: asyncio.Task[None] | None = None
         self._registering: asyncio.TimerHandle | None = None
         self._heartbeat_seconds = config.settings.heartbeat_seconds
@@ -148,6 +153,10 @@ class AgentLink:
     def reply(self, message: RankReply) -> None:
         """Sends what a step gave."""
         body = codec.encode(message)
+        if len(body) + _OVERHEAD > self._max_message:
+            error = LimitExceeded(f"outputs of {len(body)} bytes: the broker takes {self._max_message}")
+            info = ErrorInfo(code=error.code, message=error.message, side=error.side)
+            body = codec.encode(structs.replace(message, outputs=(), error=info))
 
         def send() -> None:
             if message.epoch == self._epoch:
@@ -185,6 +194,8 @@ class AgentLink:
                         if self._leaving:
                             self._work.end()
                             return
+                except ConnectionLost as error:
+                    log.warning("the connection to the broker ended: %s", error.message)
                 finally:
                     self._channel = None
                     self._guard = None
@@ -196,18 +207,22 @@ class AgentLink:
 
     async def _open(self, connection: Connection) -> None:
         config = self._config
-        channel = await connection.channel()
+        channel = await connection.channel(vital=True)
         count = len(self._graphs)
-        await channel.declare(topology.group_exchanges(config.group, count))
+        await channel.declare((*topology.inner(), *topology.group_exchanges(config.group, count)))
         await channel.declare(topology.rank_bindings(config.group, config.rank, config.agent, count))
         queue = topology.rank_queue(config.group, config.rank, config.agent)
         await channel.consume(queue, self._on_message, no_ack=True, exclusive=True)
+        self._max_message = (16 if connection.server_version >= (4,) else 128) * _MIB
         self._connection, self._channel = connection, channel
         self._register()
 
     def _register(self) -> None:
         """Asks to hold the rank; while there is no orchestrator, again and again."""
         self._cancel_registering()
+        if self._leaving:  # whoever took the group up does not wait for us, and is not to begin now
+            self._work.end()
+            return
         config = self._config
         message = Register(
             group=config.group,

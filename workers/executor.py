@@ -50,6 +50,9 @@ class Executor(Protocol):
     def begin_step(self, step: int) -> None:
         """Say which step the calls that follow are part of, so that ranks that are in different ones find out."""
 
+    def abort(self) -> None:
+        """Have what waits for other ranks give up, as far as it can; may be called from another thread at any time."""
+
     def load(self, files: Sequence[Path], plans: Sequence[GraphPlan], shared_parameters: Sequence[str] = ()) -> None:
         """Get ready to hold these graphs. Calling it again with the same arguments keeps what is there.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.settings import Settings
-from ..schemas.errors import GroupError, OperatorError, from_wire
+from ..schemas.errors import BrokerUnavailable, ConnectionLost, GroupError, OperatorError, from_wire
 from ..schemas.messages import GroupId, RankExited
 from .agent import RESTART, AgentConfig
 from .agent_process import executor_kind, preload, run_agent, run_scheduler, run_spare
@@ -50,6 +50,7 @@ class _Rank:
     deaths: deque[float] = field(default_factory=deque)
     due: float = 0.0
     patience: float | None = None
+    served: bool = False
     failure: OperatorError | None = None
 
 
@@ -112,12 +113,11 @@ class Launcher:
         old = rank.config
         rank.config = config = AgentConfig(old.group, old.rank, old.files, self._settings, self._host)  # with a new id
         rank.due, rank.patience = 0.0, None
-        spare = self._take_spare()
+        spare = self._take_spare(config)
         if spare is None:
             rank.process, rank.pipe = self._spawn(f"rankmq-agent-{config.rank}", run_agent, config)
         else:
             rank.process, rank.pipe = spare
-            rank.pipe.send(config)
         log.info("rank %d of %s started: pid %d", config.rank, config.group, rank.process.pid)
 
     def _spawn(self, name: str, target: Callable[..., None], *args: object) -> tuple[ForkServerProcess, _Pipe]:
@@ -127,12 +127,16 @@ class Launcher:
         theirs.close()
         return process, ours
 
-    def _take_spare(self) -> tuple[ForkServerProcess, _Pipe] | None:
+    def _take_spare(self, config: AgentConfig) -> tuple[ForkServerProcess, _Pipe] | None:
+        """Has a spare be the agent of a rank; None where no spare lives."""
         while self._spares:
             process, pipe = self._spares.pop()
-            if process.is_alive():
-                return process, pipe
-            pipe.close()
+            try:
+                pipe.send(config)
+            except OSError:  # it has died
+                pipe.close()
+                continue
+            return process, pipe
         return None
 
     def _fill_spares(self) -> None:
@@ -185,12 +189,14 @@ class Launcher:
             return
         match message:
             case ("alive", bool(serving)):
+                rank.served = rank.served or serving
                 rank.patience = time.monotonic() + self._silence + (0.0 if serving else self._settings.load_timeout)
             case ("scheduler", str(address), int(size)):
                 self._start_scheduler(rank.config.group, address, size)
             case ("failed", str(code), str(text)):
                 error = from_wire(code, text)
-                rank.failure = error if isinstance(error, OperatorError) else GroupError(text)
+                if not (rank.served and isinstance(error, ConnectionLost | BrokerUnavailable)):  # which may pass
+                    rank.failure = error if isinstance(error, OperatorError) else GroupError(text)
 
     def _start_scheduler(self, group: GroupId, address: str, size: int) -> None:
         self._end_scheduler(group)
@@ -273,5 +279,6 @@ def _reason(code: int | None) -> str:
     if code == RESTART:
         return "asked to be started anew"
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
+        known = {it.value: it.name for it in signal.Signals}
+        return f"killed by {known.get(-code, f'signal {-code}')}"
     return f"exit code {code}"

@@ -106,6 +106,11 @@ class MindSporeExecutor:
         if self._shared_group is not None:
             self._shared_group.begin_step(step)
 
+    def abort(self) -> None:
+        """See `Executor.abort`. MindSpore's own communication cannot be told."""
+        if self._shared_group is not None:
+            self._shared_group.abort()
+
     def load(self, files: Sequence[Path], plans: Sequence[GraphPlan], shared_parameters: Sequence[str] = ()) -> None:
         """See `Executor.load`. The graphs themselves wait for `warm_up`: Ascend's group must be there before them."""
         if (self._files, self._plans, self._shared) == (tuple(files), tuple(plans), tuple(shared_parameters)):

@@ -164,6 +164,9 @@ class NumpyExecutor:
     def begin_step(self, step: int) -> None:
         """See `Executor.begin_step`."""
 
+    def abort(self) -> None:
+        """See `Executor.abort`."""
+
     def load(self, files: Sequence[Path], plans: Sequence[GraphPlan], shared_parameters: Sequence[str] = ()) -> None:
         """See `Executor.load`. No operation changes a weight, so there is nothing to share."""
         graphs = [_read(file) for file in files]

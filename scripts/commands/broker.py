@@ -57,6 +57,9 @@ def broker(
     from ...workers.endpoint import Endpoint, state_folder
 
     signal.signal(signal.SIGTERM, _end)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell has it ignored in what it starts in the background
     folder = state_folder(settings)
     with PrivateBroker(folder / "broker", port=port) as node:
         known = settings.model_copy(update={"broker_url": SecretStr(node.url)})

@@ -1,5 +1,6 @@
 """The matmul example under a steady load, with the means to damage it and to read from its logs what became of it."""
 
+import itertools
 import logging
 import re
 import subprocess
@@ -49,7 +50,7 @@ class Repeats(logging.Handler):
         self.count = 0
 
     def __enter__(self) -> "Repeats":
-        logger = logging.getLogger("rankmq.engine.client")
+        logger = logging.getLogger("rankmq.engine")
         self._level = logger.level
         logger.setLevel(logging.DEBUG)
         logger.addHandler(self)
@@ -57,7 +58,7 @@ class Repeats(logging.Handler):
         return self
 
     def __exit__(self, *_: object) -> None:
-        logger = logging.getLogger("rankmq.engine.client")
+        logger = logging.getLogger("rankmq.engine")
         logger.removeHandler(self)
         logger.setLevel(self._level)
         logger.propagate = True
@@ -112,7 +113,7 @@ class Load:
     def longest_gap(self, since: float, until: float) -> float:
         """Seconds without an answer, at most, between two moments of `time.time()`."""
         moments = [since, *(it for it in list(self.moments) if since < it < until), until]
-        return max(later - earlier for earlier, later in zip(moments, moments[1:], strict=False))
+        return max(later - earlier for earlier, later in itertools.pairwise(moments))
 
     def _ask(self, number: int) -> None:
         random = np.random.default_rng(100 + number)

@@ -1,8 +1,8 @@
-"""What each fault costs: the matmul example under a steady load, its ranks and orchestrators damaged one after the other.
+"""What each fault costs: the matmul example under a steady load, while ranks and orchestrators are damaged.
 
     python -m tests.faults.measure [--communication shm|mccl] [--spares N] [--only WORD ...] [--json FILE]
 
-Needs `.dev` on PYTHONPATH or an installed rankmq, MindSpore and a rabbitmq-server. Every number of every answer is
+Needs MindSpore and a rabbitmq-server. Every number of every answer is
 compared with numpy. All times are seconds from the fault.
 """
 
@@ -20,14 +20,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [path for path in (str(ROOT / ".dev"), str(ROOT)) if path not in sys.path]
 
-from rankmq.engine.address import BrokerAddress
-from rankmq.workers.broker import PrivateBroker
-from rich.console import Console
-from rich.table import Table
+from rankmq.engine.address import BrokerAddress  # noqa: E402
+from rankmq.workers.broker import PrivateBroker  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
 
-from tests.e2e.systems import wait_until
-from tests.faults.matmul import RANKS, Damaged, Load, Repeats, weights_of, write_matmul
-from tests.faults.proxy import Proxy
+from tests.e2e.systems import wait_until  # noqa: E402
+from tests.faults.matmul import RANKS, Damaged, Load, Repeats, weights_of, write_matmul  # noqa: E402
+from tests.faults.proxy import Proxy  # noqa: E402
 
 STEADY_SECONDS = 1.5
 FAR = RANKS - 1
@@ -63,6 +63,13 @@ class Bench:
         pids = self.system.pids()
         for rank in ranks:
             os.kill(pids[rank], signal.SIGKILL)
+
+    def kill_heir(self, rank: int) -> None:
+        """Kill a rank, and the process that takes its place as soon as that has registered."""
+        first = self.system.pids()[rank]
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: self.system.pids()[rank] != first, "the heir", every=0.002)
+        self.kill(rank)
 
     def freeze(self, rank: int) -> None:
         os.kill(self.system.pids()[rank], signal.SIGSTOP)
@@ -168,6 +175,7 @@ def faults(bench: Bench) -> dict[str, Callable[[str], Row]]:
     return found | {
         "ranks 2 and 5 killed": lambda name: measure(name, lambda: bench.kill(2, 5)),
         "all ranks killed": lambda name: measure(name, lambda: bench.kill(*range(RANKS))),
+        "rank 3 killed, its heir as it loads": lambda name: measure(name, lambda: bench.kill_heir(3)),
         "rank 4 frozen": lambda name: measure(name, lambda: bench.freeze(4)),
         f"connection of rank {FAR} cut": lambda name: measure(name, bench.cut),
         f"connection of rank {FAR} silent": lambda name: measure(name, bench.silence, mend=bench.mend),

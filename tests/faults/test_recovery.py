@@ -15,8 +15,8 @@ from rankmq.engine.address import BrokerAddress
 
 from tests.e2e.load import RANKS, Load, write_steady
 from tests.e2e.systems import Vhosts, wait_until
-from tests.faults.matmul import Damaged, Repeats, weights_of, write_matmul
 from tests.faults.matmul import RANKS as MATMUL_RANKS
+from tests.faults.matmul import Damaged, Repeats, weights_of, write_matmul
 from tests.faults.matmul import Load as MatmulLoad
 from tests.faults.measure import Bench
 from tests.faults.proxy import Proxy

@@ -343,6 +343,29 @@ def test_the_broker_stays_away_and_the_next_call_tries_anew(broker_url, monkeypa
         assert client.infer(x(1), timeout=PATIENCE)[0]["x"] == 2
 
 
+def test_a_broker_that_refuses_while_it_comes_back_is_tried_again(broker_url, monkeypatch):
+    open_once = client_line.Connection.open
+    refusals = [BrokerRefused("cut in the handshake"), BrokerUnavailable("away"), BrokerRefused("cut again")]
+
+    async def refusing(*args: Any, **options: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await open_once(*args, **options)
+
+    with (
+        answering(broker_url, lambda _: None) as it,
+        proxied(broker_url) as (proxy, url),
+        Client(url, it.servable, "m") as client,
+    ):
+        future = client.infer_async(x(1))
+        it.waits_for()
+        it.answer = doubled
+        monkeypatch.setattr(client_line.Connection, "open", refusing)
+        proxy.cut()
+        assert future.result(PATIENCE)[0]["x"] == 2
+    assert not refusals
+
+
 def test_nobody_answers_again_and_again():
     with_nobody = Client(f"amqp://u:p@127.0.0.1:{free_port()}/%2F", "s", "m", connect_timeout=0.2)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Given stages of ranks, when batches go through them in any order of answers, then each goes through all, in bounds."""
+"""Given stages of ranks, when they answer in any order, then each batch goes through all of them, in bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Given processes that were part of an epoch, when they register for another, then those that cannot join start anew."""
+"""Given processes that were part of an epoch, when they register for another, those that cannot join start anew."""
 
 import pytest
 from rankmq.engine.group import GroupState

@@ -1,4 +1,4 @@
-"""Given instances that keep state on the ranks, when an epoch ends under them, then each is run anew from its inputs."""
+"""Given instances that keep state on the ranks, when an epoch ends under them, each is run anew from its inputs."""
 
 from __future__ import annotations
 

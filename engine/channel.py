@@ -1,0 +1,304 @@
+"""One AMQP channel: declares, consumes, publishes with the broker's word on each publish."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ..schemas.errors import ConnectionLost, LimitExceeded, RankmqError
+from .confirms import Confirms, Outcome
+from .delivery import Delivery
+from .topology import Binding, Exchange, Queue, Topology
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+__all__ = ["Channel", "QueueDepth"]
+
+log = logging.getLogger(__name__)
+
+_RPC_SECONDS: Final = 30.0
+_DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """How many messages wait in a queue, and how many consumers it has."""
+
+    name: str
+    messages: int
+    consumers: int
+
+
+class Channel:
+    """One channel of a connection; `closed` is done, with the reason, once it is gone.
+
+    Args:
+        connection: whose it is.
+        driver: the driver's channel.
+    """
+
+    def __init__(self, connection: Connection, driver: Any) -> None:
+        self._connection = connection
+        self._driver = driver
+        self._loop = connection.loop
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._confirms: Confirms | None = None
+        self.closed: asyncio.Future[RankmqError] = self._loop.create_future()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used."""
+        return bool(self._driver.is_open)
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many publishes the broker has not answered yet."""
+        return len(self._confirms) if self._confirms is not None else 0
+
+    # ------------------------------------------------------------------------------------------------- queues and such
+
+    async def declare(self, topology: Topology) -> None:
+        """Declares exchanges, queues and bindings, in their order.
+
+        Raises:
+            AlreadyRunning: an exclusive queue is held by another connection.
+            ConfigurationError: declared before with other arguments.
+            BrokerRefused: a permission is missing.
+        """
+        for item in topology:
+            match item:
+                case Exchange():
+                    await self._rpc(
+                        self._driver.exchange_declare,
+                        exchange=item.name,
+                        exchange_type=item.kind,
+                        durable=item.durable,
+                        arguments=item.arguments,
+                    )
+                case Queue():
+                    await self._rpc(
+                        self._driver.queue_declare,
+                        queue=item.name,
+                        durable=item.durable,
+                        exclusive=item.exclusive,
+                        arguments=item.arguments,
+                    )
+                case Binding():
+                    await self._rpc(
+                        self._driver.queue_bind, queue=item.queue, exchange=item.exchange, routing_key=item.key
+                    )
+
+    async def reply_queue(self) -> str:
+        """Declares an exclusive queue under a name that the broker makes up, and gives the name."""
+        frame = await self._rpc(self._driver.queue_declare, queue="", exclusive=True)
+        name: str = frame.method.queue
+        return name
+
+    async def depth(self, queue: str) -> QueueDepth:
+        """How many messages wait in a queue that exists.
+
+        Raises:
+            BrokerUnavailable: there is no such queue; the channel is closed then.
+        """
+        frame = await self._rpc(self._driver.queue_declare, queue=queue, passive=True)
+        return QueueDepth(queue, frame.method.message_count, frame.method.consumer_count)
+
+    async def delete_exchanges(self, names: Iterable[str]) -> None:
+        """Deletes exchanges; one that is not there is no error."""
+        for name in names:
+            await self._rpc(self._driver.exchange_delete, exchange=name)
+
+    # -------------------------------------------------------------------------------------------------------- consumers
+
+    async def consume(
+        self,
+        queue: str,
+        handler: Callable[[Delivery], None],
+        *,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        cancelled: Callable[[], None] | None = None,
+    ) -> str:
+        """Starts a consumer; `handler` runs on the loop for each message.
+
+        Args:
+            queue: where from; `amq.rabbitmq.reply-to` for direct replies.
+            handler: must not block.
+            no_ack: the broker forgets a message once it is sent.
+            exclusive: no other consumer may share the queue.
+            cancelled: called when the broker ends the consumer, as when the queue is deleted.
+
+        Returns:
+            The consumer's tag.
+        """
+
+        def on_message(_: Any, method: Any, properties: Any, body: bytes) -> None:
+            exchange, key = _text(method.exchange), _text(method.routing_key)
+            handler(Delivery(body, method.delivery_tag, exchange, key, method.redelivered, properties))
+
+        tag: list[str] = []
+
+        def on_cancel(frame: Any) -> None:
+            if cancelled is not None and frame.method.consumer_tag in tag:
+                cancelled()
+
+        def start(callback: Callable[[Any], None]) -> None:
+            tag.append(
+                self._driver.basic_consume(queue, on_message, auto_ack=no_ack, exclusive=exclusive, callback=callback)
+            )
+
+        self._driver.add_on_cancel_callback(on_cancel)
+        await self._rpc(start)
+        return tag[0]
+
+    async def cancel(self, tag: str) -> None:
+        """Ends a consumer; deliveries that are unacknowledged stay so."""
+        await self._rpc(self._driver.basic_cancel, tag)
+
+    def ack(self, tag: int) -> None:
+        """Acknowledges a delivery; nothing on a closed channel, where the broker has taken it back already."""
+        if self._driver.is_open:
+            self._driver.basic_ack(tag)
+
+    def hand_back(self, tag: int) -> None:
+        """Gives a delivery back to its queue; nothing on a closed channel."""
+        if self._driver.is_open:
+            self._driver.basic_reject(tag, requeue=True)
+
+    # -------------------------------------------------------------------------------------------------------- publishes
+
+    def publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: Any = None,
+        *,
+        mandatory: bool = True,
+        then: Callable[[Outcome], None] | None = None,
+    ) -> None:
+        """Publishes; `then` is called on the loop with what became of it.
+
+        A direct reply is never mandatory: RabbitMQ 3.10 returns one although it was delivered.
+
+        Args:
+            exchange: where to; "" straight to the queue that the key names.
+            routing_key: with which key.
+            body: the message's bytes.
+            properties: its AMQP properties, which are left as they are.
+            mandatory: whether it comes back where no queue is bound for it.
+            then: called once, on the loop; without confirms never.
+
+        Raises:
+            ConnectionLost: the channel is closed.
+            LimitExceeded: properties that AMQP cannot carry.
+        """
+        if not self._driver.is_open:
+            raise ConnectionLost("the channel to the broker is closed")
+        mandatory = mandatory and not routing_key.startswith(_DIRECT_REPLY)
+        given = self._connection.properties(properties)
+        if self._confirms is not None and mandatory and given.message_id is None:
+            given.message_id = f"rankmq-{self._confirms.next_tag()}"
+        try:
+            with self._connection.mapped_errors():
+                self._driver.basic_publish(exchange, routing_key, body, given, mandatory)
+        except (struct.error, UnicodeError, RecursionError) as error:
+            raise LimitExceeded(f"properties that AMQP cannot carry: {error}") from error
+        if self._confirms is not None:
+            self._confirms.published((exchange, routing_key, given.message_id), then)
+
+    async def publish_confirmed(
+        self, exchange: str, routing_key: str, body: bytes, properties: Any = None, *, timeout: float = _RPC_SECONDS
+    ) -> Outcome:
+        """Publishes, and waits for the broker's word.
+
+        Raises:
+            ConnectionLost: the channel is closed, or nothing came within `timeout` seconds.
+            LimitExceeded: properties that AMQP cannot carry.
+        """
+        done: asyncio.Future[Outcome] = self._loop.create_future()
+        self.publish(exchange, routing_key, body, properties, then=_setter(done))
+        try:
+            return await asyncio.wait_for(done, timeout)
+        except TimeoutError:
+            raise ConnectionLost(f"the broker did not confirm a message within {timeout:g} s") from None
+
+    def _on_return(self, _: Any, method: Any, properties: Any, __: bytes) -> None:
+        route = method.exchange, method.routing_key, properties.message_id
+        if self._confirms is None or not self._confirms.returned(route):
+            log.warning("returned without a record: %s to %s %s", method.reply_text, *route[:2])
+
+    def _on_confirm(self, frame: Any) -> None:
+        if self._confirms is not None:
+            method = frame.method
+            positive = method.NAME == "Basic.Ack"
+            self._confirms.answered(method.delivery_tag, multiple=method.multiple, positive=positive)
+
+    # ----------------------------------------------------------------------------------------------------- opening, end
+
+    async def open(self, opened: asyncio.Future[Any], *, confirm: bool, prefetch: int) -> None:
+        """Makes it ready for use; for `Connection.channel`.
+
+        Args:
+            opened: done when the driver's channel is open.
+            confirm: publishes are confirmed by the broker.
+            prefetch: how many deliveries may be unacknowledged per consumer; 0 for any number.
+
+        Raises:
+            ConnectionLost: the broker did not answer, or the connection is gone.
+        """
+        await self._answer(opened)
+        if confirm:
+            self._driver.add_on_return_callback(self._on_return)
+            await self._rpc(lambda callback: self._driver.confirm_delivery(self._on_confirm, callback))
+            self._confirms = Confirms()
+        if prefetch:
+            await self._rpc(self._driver.basic_qos, prefetch_count=prefetch)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Closes it, and waits for the broker's word at most `timeout` seconds."""
+        if self._driver.is_open:
+            self._driver.close()
+            await asyncio.wait([self.closed], timeout=timeout)
+
+    async def _rpc(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.closed.done():
+            raise self.closed.result()
+        done: asyncio.Future[Any] = self._loop.create_future()
+        with self._connection.mapped_errors():
+            method(*args, **kwargs, callback=_setter(done))
+        return await self._answer(done)
+
+    async def _answer(self, done: asyncio.Future[Any]) -> Any:
+        self._waiting.add(done)
+        try:
+            return await asyncio.wait_for(done, _RPC_SECONDS)
+        except TimeoutError:
+            raise ConnectionLost(f"the broker did not answer within {_RPC_SECONDS:g} s") from None
+        finally:
+            self._waiting.discard(done)
+
+    def ended(self, reason: RankmqError) -> None:
+        """It is gone: all who wait for something of it are told; for `Connection`."""
+        if self.closed.done():
+            return
+        self.closed.set_result(reason)
+        for future in list(self._waiting):
+            if not future.done():
+                future.set_exception(reason)
+        if self._confirms is not None:
+            self._confirms.lost()
+
+
+def _setter(future: asyncio.Future[Any]) -> Callable[[Any], None]:
+    return lambda result: None if future.done() else future.set_result(result)
+
+
+def _text(name: str | bytes) -> str:
+    """A short string; what is not UTF-8, as it should be, the driver gives as bytes."""
+    return name if isinstance(name, str) else name.decode(errors="replace")
