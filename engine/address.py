@@ -54,6 +54,11 @@ class BrokerAddress:
             raise ConfigurationError(
                 "the broker URL cannot be read; it looks like amqp://user:password@host:5672/%2F"
             ) from None
+        if "@" in parts.path or parts.query or parts.fragment:
+            raise ConfigurationError(
+                "the broker URL ends with its virtual host: write / ? # @ and : in a user, password or virtual host as "
+                "%2F %3F %23 %40 and %3A"
+            )
         if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
             raise ConfigurationError("the broker URL must look like amqp://user:password@host:5672/%2F (or amqps://)")
         for path in (ca_file, cert_file, key_file):
@@ -84,7 +89,8 @@ class BrokerAddress:
         try:
             context = ssl.create_default_context(cafile=str(self.ca_file) if self.ca_file else None)
             if self.cert_file:
-                context.load_cert_chain(str(self.cert_file), str(self.key_file) if self.key_file else None)
+                key = str(self.key_file) if self.key_file else None
+                context.load_cert_chain(str(self.cert_file), key, password=_no_password)
         except (ssl.SSLError, OSError) as error:
             raise ConfigurationError(f"the broker's certificate files cannot be read: {error}") from None
         return context
@@ -93,10 +99,18 @@ class BrokerAddress:
         """For logs: without the password."""
         scheme = "amqps" if self.tls else "amqp"
         vhost = "" if self.vhost == "/" else "/" + quote(self.vhost, safe="")
-        return f"{scheme}://{quote(self.user, safe='')}@{self.host}:{self.port}{vhost}"
+        return f"{scheme}://{quote(self.user, safe='')}@{self._place()}{vhost}"
 
     def url(self) -> str:
         """The whole URL, with the password: for handing on, never for logs."""
         scheme = "amqps" if self.tls else "amqp"
         user, password = quote(self.user, safe=""), quote(self.password, safe="")
-        return f"{scheme}://{user}:{password}@{self.host}:{self.port}/{quote(self.vhost, safe='')}"
+        return f"{scheme}://{user}:{password}@{self._place()}/{quote(self.vhost, safe='')}"
+
+    def _place(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _no_password() -> str:
+    """A key under a password is an error: without this, OpenSSL would ask for it on the terminal, and wait."""
+    return ""

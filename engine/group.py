@@ -49,7 +49,7 @@ MAX_FORMATIONS = 3
 for ever, after pauses."""
 
 _LONGEST_PAUSE_SECONDS = 30.0
-_STALL_SECONDS = 5.0
+_STALL_SECONDS = 2.0
 """Ticks further apart than this say that this process stood still (a suspended machine, a busy loop)."""
 
 

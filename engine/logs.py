@@ -12,6 +12,9 @@ __all__ = ["configure"]
 
 _FIELDS = ("role", "rank", "epoch", "request")
 
+# What comes from a producer must not look like lines of ours, nor speak to the terminal.
+_ONE_LINE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
+
 
 class _Context(logging.Filter):
     """Gives every record the fields of its process, unless it has its own."""
@@ -36,7 +39,8 @@ class _Lines(logging.Formatter):
         tags = "".join(
             f" {name}={value}" for name in ("epoch", "request") if (value := getattr(record, name, None)) is not None
         )
-        text = f"{moment}.{int(record.msecs):03d} {record.levelname.lower():7} {who}: {record.getMessage()}{tags}"
+        words = f"{who}: {record.getMessage()}{tags}".translate(_ONE_LINE)
+        text = f"{moment}.{int(record.msecs):03d} {record.levelname.lower():7} {words}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return text

@@ -20,11 +20,19 @@ __all__ = ["connecting", "taking_over"]
 
 log = logging.getLogger(__name__)
 
+_JUST_PAST = 0.001
+
 
 def _say(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     pause = state.next_action.sleep if state.next_action else 0.0
     log.warning("%s; again in %.1f s", error, pause)
+
+
+def _pauses(seconds: float, *, multiplier: float, least: float, most: float) -> Callable[[RetryCallState], float]:
+    """Pauses that grow, with jitter; the last one ends when the time is up, so that there is an attempt then."""
+    pause = wait_random_exponential(multiplier=multiplier, min=least, max=most)
+    return lambda state: min(pause(state), max(0.0, seconds - (state.seconds_since_start or 0.0)) + _JUST_PAST)
 
 
 def connecting(seconds: float, stopped: Callable[[], bool] = lambda: False) -> AsyncRetrying:
@@ -39,7 +47,7 @@ def connecting(seconds: float, stopped: Callable[[], bool] = lambda: False) -> A
     timed = stop_after_delay(seconds)
     return AsyncRetrying(
         retry=retry_if_exception_type(BrokerUnavailable),
-        wait=wait_random_exponential(multiplier=0.2, min=0.1, max=5.0),
+        wait=_pauses(seconds, multiplier=0.2, least=0.1, most=5.0),
         stop=lambda state: stopped() or timed(state),
         before_sleep=_say,
         sleep=asyncio.sleep,
@@ -55,7 +63,7 @@ def taking_over(seconds: float) -> AsyncRetrying:
     """
     return AsyncRetrying(
         retry=retry_if_exception_type(AlreadyRunning),
-        wait=wait_random_exponential(multiplier=0.1, min=0.05, max=1.0),
+        wait=_pauses(seconds, multiplier=0.1, least=0.05, most=1.0),
         stop=stop_after_delay(seconds),
         sleep=asyncio.sleep,
         reraise=True,

@@ -112,5 +112,5 @@ def load_settings(**given: Any) -> Settings:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "settings"
         raise ConfigurationError(f"setting {name}: {first['msg']}") from None
-    except ValueError as error:  # the TOML file cannot be parsed
+    except (ValueError, OSError) as error:  # the TOML file cannot be read, or not parsed
         raise ConfigurationError(f"the settings cannot be read: {error}", file=path) from None

@@ -162,6 +162,7 @@ def _dead_letters(key: str) -> dict[str, Any]:
         "x-dead-letter-routing-key": key,
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",  # which the strategy asks for
+        "x-delivery-limit": DELIVERY_LIMIT,
     }
 
 
@@ -195,11 +196,7 @@ def requests(servable: str) -> Topology:
     for lane in LANES:
         name = requests_queue(servable, lane)
         out += [
-            _quorum(
-                name,
-                **_dead_letters(servable),
-                **{"x-delivery-limit": DELIVERY_LIMIT},
-            ),
+            _quorum(name, **_dead_letters(servable)),
             Binding(name, REQUESTS, f"{servable}.{lane}"),
         ]
     return (*out, Binding(requests_queue(servable), REQUESTS, servable))

@@ -31,6 +31,7 @@
         ├── BrokerUnavailable     nobody answers at the broker's address
         ├── BrokerRefused         wrong user, password, virtual host, certificate or permission
         ├── ModelError            a model file is missing, unreadable, or not like the other ranks'
+        ├── CollectivesUnavailable  ranks cannot talk through shared memory on this machine, or for this graph
         ├── GroupError            ranks missing past the time allowed, or not agreeing
         └── AlreadyRunning        a port, a state folder or a rank is taken
 
@@ -49,6 +50,7 @@ __all__ = [
     "BrokerUnavailable",
     "ClientClosed",
     "CollectiveFailed",
+    "CollectivesUnavailable",
     "ConfigurationError",
     "ConnectionLost",
     "GraphFailed",
@@ -317,6 +319,13 @@ class GroupError(OperatorError):
     """The group cannot form: ranks missing past the time allowed, or not agreeing with each other."""
 
     code = "group_incomplete"
+    exit_code = 6
+
+
+class CollectivesUnavailable(OperatorError):
+    """Ranks cannot talk to each other through shared memory on this machine, or for this graph; MindSpore's own can."""
+
+    code = "collectives_unavailable"
     exit_code = 6
 
 

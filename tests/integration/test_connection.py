@@ -75,7 +75,7 @@ async def test_what_is_published_is_confirmed_and_consumed(address, name):
 async def test_the_whole_topology_can_be_declared_and_declared_again(address, name):
     group = topology.GroupId(servable=f"s{name[5:]}", version=1)
     parts = (
-        *topology.servable_queues((group.servable,), 8),
+        *topology.servable_queues((group.servable,)),
         *topology.group_exchanges(group, 2),
         *topology.orchestrator_queues(group),
         *topology.rank_bindings(group, 0, "agent", 2),

@@ -8,13 +8,13 @@ go on in the same processes, in a new group. `library` compiles it, `rewrite` ch
 
 from __future__ import annotations
 
+from ...schemas.errors import CollectivesUnavailable
 from .binding import Fault
 from .build import library
 from .group import SharedGroup
 from .rewrite import rewrite
 from .segment import segment_name, sweep
 from .self_test import self_test
-from .unavailable import CollectivesUnavailable
 
 __all__ = [
     "CollectivesUnavailable",

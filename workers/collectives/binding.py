@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from .unavailable import CollectivesUnavailable
+from ...schemas.errors import CollectivesUnavailable
 
 __all__ = ["DTYPES", "KINDS", "REDUCTIONS", "Fault", "FaultKind", "Native"]
 

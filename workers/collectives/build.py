@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .unavailable import CollectivesUnavailable
+from ...schemas.errors import CollectivesUnavailable
 
 __all__ = ["SOURCES", "cache_folder", "compile_command", "find_compiler", "library"]
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...schemas.errors import CollectivesUnavailable
 from .binding import REDUCTIONS
-from .unavailable import CollectivesUnavailable
 
 __all__ = ["exported_size", "rewrite"]
 

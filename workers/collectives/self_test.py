@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ...schemas.errors import GroupError
+from ...schemas.errors import CollectivesUnavailable, GroupError
 from .group import SharedGroup
 from .rewrite import rewrite
 from .segment import segment_name
-from .unavailable import CollectivesUnavailable
 
 __all__ = ["self_test"]
 

@@ -626,9 +626,13 @@ class Anything(RuleBasedStateMachine):
     def time_passes(self, seconds, beat):
         self.world.late_news()
         epoch = self.world.driver.group.epoch
-        self.world.clock.now += seconds
-        if beat:
-            self.world.beats()
+        until = self.world.clock.now + seconds
+        while seconds < 100 and self.world.clock.now < until:
+            self.world.clock.now += 0.5
+            if beat:
+                self.world.beats()
+            self.world.driver.tick()
+        self.world.clock.now = until
         self.world.driver.tick()
         self.killed += epoch == self.world.driver.group.epoch and self.world.driver.group.missing != ()
 
