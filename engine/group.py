@@ -151,8 +151,6 @@ class Group:
         self.epoch = max(self.epoch, message.last_epoch)
         if serving and self._bound:
             return actions  # it was told to start anew with all the others
-        if self._is_worn(message):
-            return [*actions, self._start_anew(rank)]
         roster.add(message, now)
         return actions + self._form_if_whole(now)
 
@@ -196,30 +194,15 @@ class Group:
             self._roster.clear()
             info = ErrorInfo(code=error.code, message=error.message, side=error.side)
             return [Send(RANK_ALL, Refused(group=self.group, rank=0, agent="*", error=info)), GiveUp(error)]
-        registers = self._roster.registers()
-        self.communication = communication.choose(self.rules.communication, registers)
-        worn = [rank for rank, register in registers.items() if self._is_worn(register)]
-        if worn:
-            return [self._start_anew(rank) for rank in worn]
         self.epoch += 1
         self.state = GroupState.LOADING
         self.reason = "the ranks load their graphs"
         self._since = now
         self._again = None
+        registers = self._roster.registers()
+        self.communication = communication.choose(self.rules.communication, registers)
         form = functools.partial(form_of, self.group, self.rules, self.epoch, self.communication, registers)
         return [Send(rank_tag(rank), form(rank, plans[rank])) for rank in registers]
-
-    def _is_worn(self, register: Register) -> bool:
-        """Whether the process was part of an epoch before, and cannot be part of another."""
-        return self._bound and register.last_epoch > 0
-
-    def _start_anew(self, rank: int) -> Send:
-        """Has the process of a rank give way to a new one."""
-        self._roster.remove(rank)
-        self._roster.heirless(rank)  # the same word reaches who waits for the rank
-        reason = "it was part of an epoch before, and can join its communication only once"
-        self.reason = f"rank {rank} starts anew: {reason}"
-        return Send(rank_tag(rank), Restart(group=self.group, reason=reason))
 
     def ready(self, message: Ready, now: float) -> list[Action]:
         """A rank has loaded and warmed up its graphs."""

@@ -104,6 +104,7 @@ class AgentLink:
         self._guard: LockstepGuard | None = None
         self._epoch = 0
         self._serving = False
+        self._bound = False
         self._step = -1
         self._leaving = ""
         self._max_message = 16 * _MIB
@@ -220,6 +221,10 @@ class AgentLink:
     def _register(self) -> None:
         """Asks to hold the rank; while there is no orchestrator, again and again."""
         self._cancel_registering()
+        if self._bound:
+            log.warning("starting anew: this process can join its group only once")
+            self._work.restart()
+            return
         if self._leaving:  # whoever took the group up does not wait for us, and is not to begin now
             self._work.end()
             return
@@ -290,6 +295,7 @@ class AgentLink:
             case Form() if message.agent == config.agent:
                 self._join_stage(message)
                 self._epoch, self._step = message.epoch, -1
+                self._bound = message.communication in ("mccl", "hccl")
                 self._heartbeat_seconds = message.heartbeat_seconds
                 self._serving = False
                 self._work.alive(serving=False)
