@@ -69,6 +69,11 @@ def failed(done: "subprocess.CompletedProcess[str] | Service", code: int) -> str
     return lines[0]
 
 
+def _listen_to_interrupts() -> None:
+    """As a shell starts what a person calls; tests that run in the background inherit that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Service:
     """A command that runs until it is told to stop, in a session of its own as if in a terminal of its own."""
 
@@ -84,6 +89,7 @@ class Service:
                 stderr=err,
                 env=environment(**settings),
                 start_new_session=True,
+                preexec_fn=_listen_to_interrupts,
             )
         self._seen: dict[int, psutil.Process] = {}
 

@@ -52,5 +52,5 @@ def gallery(vhosts: Vhosts, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """Every servable of `gallery`, served by one orchestrator, for the tests that damage nothing."""
     directory, logs = tmp_path_factory.mktemp("gallery"), tmp_path_factory.mktemp("logs")
     servables = write_gallery(directory)
-    with running(System(vhosts.url(), directory, servables, logs)) as system:
+    with running(System(vhosts.url(), directory, servables, logs, heartbeats_missed=30)) as system:
         yield system

@@ -77,6 +77,7 @@ LATER_WEIGHTS = [np.random.default_rng(seed).standard_normal((12, 5)).astype(np.
 CALLER = (
     WORDS
     + """
+import pathlib
 fun1 = PipelineServable(servable_name="matmul", method="fun1")
 fun2 = PipelineServable(servable_name="matmul", method="fun2")
 columns = PipelineServable(servable_name="layouts2", method="shard_columns")
@@ -101,6 +102,14 @@ def until_small(x):
 @register.register_pipeline(output_names=["y"])
 def slow(x):
     time.sleep(2)
+    return columns.run(x)
+
+@register.register_pipeline(output_names=["y"])
+def held(x, door):
+    door = pathlib.Path(str(door))
+    until = time.monotonic() + 100
+    while not door.exists() and time.monotonic() < until:
+        time.sleep(0.02)
     return columns.run(x)
 
 def shout(text, times):

@@ -212,6 +212,8 @@ def main() -> int:
         directory = Path(folder)
         logs = options.logs or directory / "logs"
         logs.mkdir(exist_ok=True)
+        if any(logs.iterdir()):
+            parser.error(f"{logs} is not empty: what others have logged would be taken for ours")
         servable = write_matmul(directory, options.communication)
         settings = {"max_restarts": 50, "spares": options.spares}
         with PrivateBroker(directory / "broker") as broker:
