@@ -39,6 +39,7 @@ from . import communication
 from .actions import Action, Began, Ended, GiveUp, Send
 from .forms import form_of
 from .group_rules import GroupRules
+from .heirs import Heirs
 from .roster import Roster
 from .topology import RANK_ALL, rank_tag
 
@@ -88,6 +89,7 @@ class Group:
         self.reason = "waiting for the ranks to register"
         self._agree = agree
         self._roster = Roster(rules.size, rules.heartbeat_seconds * rules.heartbeats_missed)
+        self._heirs = Heirs()
         self._since = now
         self._ticked = now
         self._again: float | None = None
@@ -145,18 +147,19 @@ class Group:
                 actions += self._end(f"rank {rank} registered anew", now)
         elif held is not None:
             if not roster.silent(rank, now):
-                displaced = roster.wait(message, now)
-                return [] if displaced is None else [self._refuse(displaced, self._is_held(rank))]
+                self._heirs.wait(message, now)
+                return []
             actions += self._lose(rank, f"silent for {now - held.heard:.1f} s", now)
         self.epoch = max(self.epoch, message.last_epoch)
         if serving and self._bound:
             return actions  # it was told to start anew with all the others
         roster.add(message, now)
+        self._heirs.forget(rank, agent=message.agent)
         return actions + self._form_if_whole(now)
 
     def _let_in(self, actions: list[Action], now: float) -> list[Action]:
         """After anything that may have made a rank free: whoever waits for it gets it."""
-        while (heir := self._roster.next_heir()) is not None:
+        while (heir := self._heirs.next(self._roster)) is not None:
             actions += self._register(heir, now)
         return actions
 
@@ -192,6 +195,7 @@ class Group:
         except ModelError as error:
             self.reason = error.message
             self._roster.clear()
+            self._heirs.clear()
             info = ErrorInfo(code=error.code, message=error.message, side=error.side)
             return [Send(RANK_ALL, Refused(group=self.group, rank=0, agent="*", error=info)), GiveUp(error)]
         self.epoch += 1
@@ -255,8 +259,8 @@ class Group:
         member.heard = now
         member.rss = message.rss
         # A word from before may be under way yet when the holder is dead and its heir is there.
-        heir = roster.heirless(rank, since=now - self.rules.heartbeat_seconds)
-        return [] if heir is None else [self._refuse(heir, self._is_held(rank))]
+        heirs = self._heirs.dismiss(rank, since=now - self.rules.heartbeat_seconds)
+        return [self._refuse(heir, self._is_held(rank)) for heir in heirs]
 
     def progressed(self, rank: int, step: int, now: float) -> None:
         """A rank finished a step of the current epoch."""
@@ -271,9 +275,7 @@ class Group:
         """A rank was told to stop: what is outstanding is finished, nothing new is issued. See `drained`."""
         member = self._roster.get(message.rank, message.agent)
         if member is None:
-            heir = self._roster.heir(message.rank)
-            if heir is not None and heir.agent == message.agent:
-                self._roster.heirless(message.rank)
+            self._heirs.forget(message.rank, agent=message.agent)
             return [self._drain(message.rank)]  # it holds nothing that anybody waits for
         member.heard = now
         member.leaving = True
@@ -302,9 +304,7 @@ class Group:
 
     def exited(self, message: RankExited, now: float) -> list[Action]:
         """The launcher saw the process of a rank end."""
-        heir = self._roster.heir(message.rank)
-        if heir is not None and heir.pid == message.pid:
-            self._roster.heirless(message.rank)
+        self._heirs.forget(message.rank, pid=message.pid)
         member = self._roster.get(message.rank)
         if member is None or member.register.pid != message.pid:
             return []
@@ -322,7 +322,7 @@ class Group:
         if not self._bound:  # otherwise all are told, when the epoch ends
             actions += [Send(rank_tag(rank), restart) for rank in held]
             for rank in held:
-                self._roster.heirless(rank)  # the same word reaches who waits for the rank
+                self._heirs.dismiss(rank)  # the same word reaches who waits for the rank
         for rank in held:
             actions += self._lose(rank, reason, now)
         return self._let_in(actions, now)
@@ -348,6 +348,7 @@ class Group:
         if self._bound:
             actions.append(Send(RANK_ALL, Restart(group=self.group, reason=reason)))
             self._roster.clear()
+            self._heirs.clear()
         return actions
 
     def broken(self, reason: str, now: float) -> list[Action]:

@@ -13,7 +13,9 @@ __all__ = ["configure"]
 _FIELDS = ("role", "rank", "epoch", "request")
 
 # What comes from a producer must not look like lines of ours, nor speak to the terminal.
-_ONE_LINE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
+_UNSAFE = (*range(127, 160), 0x2028, 0x2029)
+_IN_LINES = {code: f"\\u{code:04x}" for code in (*range(32), *_UNSAFE)}
+_IN_JSON = {code: f"\\u{code:04x}" for code in _UNSAFE}
 
 
 class _Context(logging.Filter):
@@ -39,7 +41,7 @@ class _Lines(logging.Formatter):
         tags = "".join(
             f" {name}={value}" for name in ("epoch", "request") if (value := getattr(record, name, None)) is not None
         )
-        words = f"{who}: {record.getMessage()}{tags}".translate(_ONE_LINE)
+        words = f"{who}: {record.getMessage()}{tags}".translate(_IN_LINES)
         text = f"{moment}.{int(record.msecs):03d} {record.levelname.lower():7} {words}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
@@ -57,7 +59,7 @@ class _Json(logging.Formatter):
         entry |= {name: value for name in _FIELDS if (value := getattr(record, name, None)) is not None}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        return json.dumps(entry, ensure_ascii=False, default=str).translate(_IN_JSON)
 
 
 def configure(

@@ -1,11 +1,10 @@
-"""Who holds the ranks of a group, who was heard of when, and who waits for a rank that its holder may have left.
+"""Who holds the ranks of a group, and who was heard of when.
 
 A value without a clock of its own; what follows from it is `group.Group`'s to decide.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -47,7 +46,6 @@ class Roster:
         self.size = size
         self._silence = silence
         self._members: dict[int, Member] = {}
-        self._heirs: dict[int, tuple[Register, float]] = {}
         self._strays: dict[int, str] = {}
         self._restarts: dict[int, int] = {}
         self._errors: dict[int, str] = {}
@@ -55,6 +53,10 @@ class Roster:
     def __iter__(self) -> Iterator[tuple[int, Member]]:
         """The ranks that are held, and by whom, in their order."""
         return iter(sorted(self._members.items()))
+
+    def __contains__(self, rank: object) -> bool:
+        """Whether somebody holds a rank."""
+        return rank in self._members
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -90,9 +92,6 @@ class Roster:
         self._members[rank] = Member(register, now)
         self._errors.pop(rank, None)
         self._strays.pop(rank, None)
-        heir = self.heir(rank)
-        if heir is not None and heir.agent == register.agent:
-            del self._heirs[rank]
 
     def remove(self, rank: int) -> None:
         """Takes the rank from its agent, which did nothing wrong."""
@@ -109,9 +108,8 @@ class Roster:
         self._errors[rank] = reason
 
     def clear(self) -> None:
-        """Nobody holds a rank any more, nor waits for one."""
+        """Nobody holds a rank any more."""
         self._members.clear()
-        self._heirs.clear()
 
     def silent(self, rank: int, now: float) -> bool:
         """Whether the holder of a rank has said nothing for too long."""
@@ -122,42 +120,6 @@ class Roster:
         """Nobody could be heard of until now, and that is no fault of theirs."""
         for member in self._members.values():
             member.heard = now
-
-    # ----------------------------------------------------------------------------------------------- heirs and strays
-
-    def wait(self, register: Register, now: float) -> Register | None:
-        """Has an agent wait for a rank until its holder is heard of or known to be gone.
-
-        Returns:
-            Another one that has waited so far, and waits no more.
-        """
-        before, since = self._heirs.get(register.rank, (register, now))
-        same = before.agent == register.agent
-        self._heirs[register.rank] = register, since if same else now
-        return None if same else before
-
-    def heir(self, rank: int) -> Register | None:
-        """Who waits for a rank."""
-        found = self._heirs.get(rank)
-        return None if found is None else found[0]
-
-    def heirless(self, rank: int, since: float = math.inf) -> Register | None:
-        """Who waited for a rank, and waits no more.
-
-        Args:
-            rank: the rank.
-            since: only one that began to wait no later than this.
-        """
-        found = self._heirs.get(rank)
-        if found is None or found[1] > since:
-            return None
-        del self._heirs[rank]
-        return found[0]
-
-    def next_heir(self) -> Register | None:
-        """One whose rank has become free; waits no more."""
-        rank = next((rank for rank in self._heirs if rank not in self._members), None)
-        return None if rank is None else self._heirs.pop(rank)[0]
 
     def is_stray(self, message: Heartbeat) -> bool:
         """Whether an agent lives and takes itself for a rank that was taken from it: the second time that it says so.

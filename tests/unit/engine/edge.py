@@ -6,13 +6,14 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rankmq.engine.catalog import Catalog
 from rankmq.engine.confirms import Outcome
 from rankmq.engine.connection import Properties
@@ -31,6 +32,42 @@ PATIENCE = 20.0
 """Seconds after which a test that waits has found a hang."""
 
 MODEL = WORDS + "distributed.declare_servable(rank_size=3, stage_size=1, with_batch_dim=True)\n"
+
+SERVED = """
+@register.register_method(output_names=["y"])
+def scale(x):
+    return register.call_servable(x, subgraph=0)
+
+@register.register_method(output_names=["y"])
+def any_size(x):
+    return register.call_servable(x, subgraph=2)
+
+def grow(x):
+    return np.zeros(int(x), np.uint8)
+
+@register.register_method(output_names=["y"])
+def large(x):
+    return register.add_stage(grow, x)
+
+def empty(x):
+    return np.zeros((1 << 21, 0), np.float32)
+
+@register.register_method(output_names=["y"])
+def odd(x):
+    return register.add_stage(empty, x)
+
+@register.register_method(output_names=["sum", "y"])
+def two(x, y):
+    return x, y
+
+scale_ = PipelineServable("matmul", "scale")
+
+@register.register_pipeline(output_names=["y"])
+def pipeline(x):
+    return scale_.run(x)
+"""
+
+ROW = np.array([1, 2, 3], np.float32)
 
 
 @dataclass
@@ -248,4 +285,7 @@ def error_of(fate: Fate) -> tuple[str, str]:
     return publish.reply.error.code, publish.reply.error.message
 
 
-__all__: Sequence[str] = ["MODEL", "Edge", "Fate", "Publish", "error_of", "errors_of", "outputs_of"]
+def only(edge):
+    """Nothing is under way, and every delivery has ended once."""
+    assert edge.service.in_flight == 0
+    assert [fate.ends for fate in edge.fates.values()] == [1] * len(edge.fates)

@@ -119,6 +119,17 @@ def of(actions: Sequence[Action], kind: type[Began] | type[Ended] | type[GiveUp]
     return [action for action in actions if isinstance(action, kind)]
 
 
+def pass_time(group: Group, now: float, seconds: float, *, alive: tuple[int, ...] = ()) -> tuple[float, list]:
+    """Ticks twice a second, with a heartbeat of the living ranks at each."""
+    actions = []
+    for _ in range(int(seconds * 2)):
+        now += 0.5
+        for rank in alive:
+            actions += group.heartbeat(heartbeat(rank), now)
+        actions += group.tick(now)
+    return now, actions
+
+
 class Clock:
     """Seconds that pass when they are told to."""
 

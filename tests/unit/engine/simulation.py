@@ -7,16 +7,13 @@ from one sender to one queue.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
 import numpy as np
 from rankmq.engine.driver import GroupDriver, RowResult
 from rankmq.engine.group import Group, GroupRules, GroupState
-from rankmq.engine.layouts import AllEqual, Concat, FromRank, Replicate, Shard, Sum
-from rankmq.engine.servable import Method, Model, Pipeline, Servable, Subgraph
 from rankmq.engine.topology import RANK_ALL
 from rankmq.schemas import codec
 from rankmq.schemas.errors import LockstepError, OperatorError, RankmqError
@@ -25,137 +22,27 @@ from rankmq.schemas.messages import (
     Drain,
     ErrorInfo,
     Form,
-    GraphInfo,
-    Leave,
     RankReply,
     Refused,
-    Register,
     Restart,
     Task,
-    TensorSpec,
     Welcome,
 )
 from rankmq.schemas.tensors import from_array, to_array
 from rankmq.workers.lockstep import LockstepGuard, Step
 
+from tests.unit.engine.graphs_in_memory import (
+    BAD,
+    DEADLY,
+    GRAPHS,
+    Array,
+    Died,
+    a_row,
+    expected,
+    infos,
+    servable,
+)
 from tests.unit.engine.group_life import GROUP, Clock, exited, heartbeat, leave, ready, register
-
-Array = np.ndarray[Any, Any]
-
-BAD = 13
-"""A row with this number makes its graph raise."""
-
-DEADLY = 666
-"""A row with this number takes the process down."""
-
-CONFUSING = 99
-"""A row with this number gives another result on every rank."""
-
-
-class Died(Exception):
-    """The process of the rank went down with its graph."""
-
-
-# The graphs, as one rank computes them; each works with and without a batch axis in front. What they give over all
-# ranks is said by `expected`, which knows nothing of ranks.
-
-
-def _scale(rank: int, arrays: Sequence[Array]) -> list[Array]:
-    (x,) = arrays
-    return [x * 2 + 1]
-
-
-def _parts(rank: int, arrays: Sequence[Array]) -> list[Array]:
-    a, b = arrays
-    return [b.sum(axis=-1), b * 10 + a[..., :1]]
-
-
-def _any_size(rank: int, arrays: Sequence[Array]) -> list[Array]:
-    (x,) = arrays
-    return [x + 1 + rank * (x == CONFUSING)]
-
-
-GRAPHS: tuple[Callable[[int, Sequence[Array]], list[Array]], ...] = (_scale, _parts, _any_size)
-
-
-def expected(subgraph: int, row: Sequence[Array]) -> tuple[Array, ...]:
-    """What a row gives, in plain numpy."""
-    if subgraph == 0:
-        return (row[0] * 2 + 1,)
-    if subgraph == 1:
-        a, b = row
-        return (np.asarray(b.sum()), b * 10 + a[0])
-    return (row[0] + 1,)
-
-
-def infos(ranks: int, *, stacked: bool, rows: int = -1, collectives: bool = False) -> tuple[GraphInfo, ...]:
-    """The graphs as each rank sees them: its shard."""
-
-    def one(name: str, inputs: Iterable[tuple[str, tuple[int, ...]]], outputs: Iterable[tuple[str, tuple[int, ...]]]):
-        def specs(given: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[TensorSpec, ...]:
-            return tuple(
-                TensorSpec(name="", dtype=dtype, shape=(rows, *shape) if stacked else shape) for dtype, shape in given
-            )
-
-        return GraphInfo(file=name, digest=name, inputs=specs(inputs), outputs=specs(outputs), collectives=collectives)
-
-    return (
-        one("scale", [("float32", (3,))], [("float32", (3,))]),
-        one("parts", [("int64", (2,)), ("int64", (2,))], [("int64", ()), ("int64", (2,))]),
-        one("any", [("float64", (-1,))], [("float64", (-1,))]),
-    )
-
-
-def servable(
-    ranks: int = 3,
-    *,
-    stacked: bool = True,
-    batch_size: int | None = None,
-    methods: dict[str, Method] | None = None,
-    pipelines: dict[str, Pipeline] | None = None,
-    name: str = "matmul",
-    version: int = 1,
-    models: bool = True,
-    slots: int = 0,
-) -> Servable:
-    """A servable with the three graphs; `parts` gets `b` sharded and gives a sum and a concatenation."""
-    axis = 1 if stacked else 0
-    subgraphs = (
-        Subgraph(outputs=(FromRank(ranks - 1),)),
-        Subgraph(inputs=(Replicate(), Shard(axis)), outputs=(Sum(), Concat(axis))),
-        Subgraph(outputs=(AllEqual(),)),
-    )
-    model = Model("m", ranks, 1, with_batch_dim=stacked, batch_size=batch_size, subgraphs=subgraphs, slots=slots)
-    return Servable(
-        name=name,
-        version=version,
-        directory=Path("/servables") / name,
-        file=Path("/servables") / name / "servable_config.py",
-        models=(model,) if models else (),
-        methods=methods or {},
-        pipelines=pipelines or {},
-        calls=(),
-        rank_size=ranks if models else 0,
-        stage_size=1 if models else 0,
-        communication="auto",
-        model_files=None,
-    )
-
-
-def a_row(subgraph: int, random: Random, *, special: int | None = None) -> tuple[Array, ...]:
-    """A good row of a subgraph, or one with a special number in it."""
-    if subgraph == 0:
-        row = (np.array([random.randrange(12) for _ in range(3)], np.float32),)
-    elif subgraph == 1:
-        row = (
-            np.array([random.randrange(12) for _ in range(2)], np.int64),
-            np.array([random.randrange(12) for _ in range(6)], np.int64),
-        )
-    else:
-        row = (np.array([random.randrange(12) for _ in range(random.randrange(1, 4))], np.float64),)
-    if special is not None:
-        row[-1][0] = special
-    return row
 
 
 class Agent:
@@ -496,17 +383,12 @@ class Calls:
         return self.errors(number)
 
 
-__all__ = [
-    "BAD",
-    "CONFUSING",
-    "DEADLY",
-    "Agent",
-    "Calls",
-    "Leave",
-    "Register",
-    "World",
-    "a_row",
-    "expected",
-    "ready_world",
-    "servable",
-]
+def rows_of(subgraph, count, seed=1, **special):
+    """`count` rows; `row3=BAD` puts a special number into row 3."""
+    random = Random(seed)
+    return [a_row(subgraph, random, special=special.get(f"row{index}")) for index in range(count)]
+
+
+def steps(world):
+    """By step, how many rows it had."""
+    return {(task.epoch, task.step): task.work.rows for _, _, task in world.tasks}

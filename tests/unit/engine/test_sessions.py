@@ -19,8 +19,9 @@ from rankmq.schemas.errors import ConnectionLost, SessionLost
 from rankmq.schemas.tensors import to_array
 
 from tests.unit.engine.edge import PATIENCE, Edge, Fate, error_of, outputs_of
+from tests.unit.engine.graphs_in_memory import BAD, DEADLY
 from tests.unit.engine.servable_files import WORDS
-from tests.unit.engine.simulation import BAD, DEADLY, World, ready_world
+from tests.unit.engine.simulation import World, ready_world
 
 SERVABLE = (
     WORDS

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 from rankmq.engine.agreement import plan_all, rank_plans
 from rankmq.engine.batcher import Batch, PendingCall
+from rankmq.engine.conveyor import Flight
 from rankmq.engine.pace import Pace
 from rankmq.engine.tasks import largest_bytes, least_bytes, tasks_of
 from rankmq.engine.topology import RANK_ALL
@@ -14,15 +15,16 @@ from rankmq.schemas import codec
 from rankmq.schemas.errors import ModelError
 from rankmq.workers.lockstep import LockstepGuard
 
+from tests.unit.engine.graphs_in_memory import a_row, infos, servable
 from tests.unit.engine.group_life import GROUP, graph
-from tests.unit.engine.simulation import a_row, infos, servable
 
 
 def step(subgraph, rows, *, stacked, ranks=3):
     """The tasks of a step, and what was put together for it."""
-    plan = plan_all(
+    plans = plan_all(
         servable(ranks, stacked=stacked), GROUP, dict.fromkeys(range(ranks), infos(ranks, stacked=stacked))
-    )[subgraph]
+    )
+    (plan,) = plans[subgraph]
     random = Random(4)
     made = [plan.check_row(a_row(subgraph, random), lenient=False) for _ in range(rows)]
     if subgraph == 2:
@@ -30,7 +32,8 @@ def step(subgraph, rows, *, stacked, ranks=3):
     call = PendingCall(subgraph, made, requests=("r1", "r2"))
     batch = Batch(subgraph, tuple((call, index) for index in range(rows)))
     scattered = plan.scatter(batch.rows)
-    return plan, batch, scattered, dict(tasks_of(batch, plan, scattered, group=GROUP, epoch=5, step=7))
+    flight = Flight(batch, 0, batch.rows)
+    return plan, batch, scattered, dict(tasks_of(flight, plan, scattered, group=GROUP, epoch=5, step=7, tag=RANK_ALL))
 
 
 @pytest.mark.parametrize("stacked", [True, False])
