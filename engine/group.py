@@ -367,8 +367,8 @@ class Group:
             return []
         actions: list[Action] = []
         compiling = self.state is GroupState.LOADING  # which may hold up a heartbeat; loading has a bound of its own
-        for rank, member in [] if compiling else list(self._roster):
-            if self._roster.silent(rank, now):
+        for rank, member in list(self._roster):
+            if self._roster.silent(rank, now) and (not compiling or rank in self._heirs):
                 actions += self._lose(rank, f"silent for {now - member.heard:.1f} s", now)
         waited = now - self._since
         if self.state is GroupState.LOADING and waited >= self.rules.load_seconds:

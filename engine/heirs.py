@@ -19,6 +19,10 @@ class Heirs:
     def __init__(self) -> None:
         self._waiting: dict[int, dict[str, tuple[Register, float]]] = {}
 
+    def __contains__(self, rank: object) -> bool:
+        """Whether somebody waits for a rank."""
+        return bool(self._waiting.get(rank)) if isinstance(rank, int) else False
+
     def wait(self, register: Register, now: float) -> None:
         """Has an agent wait; one that waits already does not wait longer for asking again."""
         agents = self._waiting.setdefault(register.rank, {})

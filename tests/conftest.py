@@ -12,7 +12,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import settings
 from rankmq.workers.broker import PrivateBroker, TlsFiles, find_server
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("rankmq", deadline=None)
+settings.load_profile("rankmq")
 
 
 @pytest.fixture(scope="session")

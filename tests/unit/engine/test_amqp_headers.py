@@ -45,6 +45,7 @@ BAD = [
     b"F" + struct.pack(">I", 11) + b"\x01aT" + b"\xff" * 8,
     b"A" + struct.pack(">I", 2) + b"ZZ",
     b"F" + struct.pack(">I", 3) + b"\x09aV",
+    b"A" + struct.pack(">I", 5) + b"S" + struct.pack(">I", 9),
 ]
 
 

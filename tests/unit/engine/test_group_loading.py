@@ -130,3 +130,16 @@ def test_who_registers_twice_at_the_start_does_no_harm():
     assert group.epoch == 9
     assert [it.restarts for it in group.ranks()] == [0] * 8
     assert ready_all(group)[-1] == Began(9)
+
+
+def test_a_rank_that_compiles_may_be_silent_unless_there_is_another_to_take_its_place():
+    for heir in (False, True):
+        group = new_group(3)
+        register_all(group)
+        if heir:
+            group.registered(register(1, "heir"), 0.0)
+        _, actions = pass_time(group, 0.0, 60.0)
+        assert bool(actions) == heir
+        if heir:
+            assert len(of(actions, Ended)) == 1
+            assert sent(actions, Form)["rank.1"].agent == "heir"
