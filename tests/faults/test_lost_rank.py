@@ -194,6 +194,7 @@ def test_the_broker_is_killed_and_comes_back(tmp_path: Path) -> None:
         logs.mkdir()
         with System(url, tmp_path, [write_steady(tmp_path)], logs) as system:
             system.wait_ready()
+            time.sleep(4.0)  # RabbitMQ 3.10 forgets a quorum queue that was declared a second before it is killed
             with system.client("steady", "once", timeout=90) as client:
                 given = [np.full((4, 16), number, np.float32) for number in range(400)]
                 futures = [client.infer_async({"x": x}) for x in given]
