@@ -264,7 +264,7 @@ async def test_properties_that_amqp_cannot_carry_harm_nobody(address, name, prop
 @run
 async def test_nested_far_too_deeply_to_be_passed_on(address, name):
     value: Any = 1
-    for _ in range(5000):
+    for _ in range(100_000):
         value = [value]
     async with channels(address) as (channel,):
         with pytest.raises(LimitExceeded):
