@@ -28,21 +28,22 @@ def producer(gallery: System) -> Iterator[Producer]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def groups(gallery: System) -> list[tuple[int, str]]:
+    """Epoch and state of every group before anything bad was sent."""
+    return [(group.epoch, group.state) for group in gallery.status().groups]
+
+
 @pytest.fixture(autouse=True)
-def served_afterwards(gallery: System, producer: Producer) -> Iterator[None]:
+def served_afterwards(gallery: System, producer: Producer, groups: list[tuple[int, str]]) -> Iterator[None]:
     """Whatever a test sent: the next good request is answered, nothing is stuck, and the ranks are as before."""
-    before = epochs(gallery)
     yield
     got = producer.ask(request("trouble", "one", {"x": X}))
     assert got["error"] is None
     assert array_of(got["outputs"][0]["y"]).tolist() == [0, -1, -2, -3]
     status = wait_until(lambda: (it := gallery.status()).in_flight == 0 and it, "nothing under way")
-    assert epochs(gallery) == before
+    assert [(group.epoch, group.state) for group in status.groups] == groups
     assert all(queue.messages == 0 for queue in status.queues if queue.name != "rankmq.dead")
-
-
-def epochs(system: System) -> list[tuple[int, str]]:
-    return [(group.epoch, group.state) for group in system.status().groups]
 
 
 def one(value: Any, **changed: Any) -> dict[str, Any]:

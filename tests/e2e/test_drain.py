@@ -1,6 +1,7 @@
 """A stop is a drain: nothing that a producer sees is lost or done twice; and what waits, waits on the broker."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -36,12 +37,10 @@ def test_an_orchestrator_is_replaced_under_load(steady: System) -> None:
     assert {rank.restarts for rank in steady.group("steady").ranks} == {0}  # the ranks stayed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_agents_are_replaced_under_load(steady: System, number: int) -> None:
+def test_agents_are_replaced_under_load(steady: System) -> None:
     with under_load(steady) as load:
         pids = {rank.pid for rank in steady.group("steady").ranks}
-        steady.agents.signal(number)
-        assert steady.agents.ended() == 0, steady.agents.said[-2000:]
+        assert steady.agents.stop() == 0, steady.agents.said[-2000:]
         assert load.answered < 600
         assert not any(psutil.pid_exists(pid) for pid in pids)
         steady.start_agents()
@@ -50,7 +49,7 @@ def test_agents_are_replaced_under_load(steady: System, number: int) -> None:
     group = steady.group("steady")
     assert group.epoch == 2
     assert not pids & {rank.pid for rank in group.ranks}
-    assert "void" not in steady.orchestrator.said or ", 0 steps are void" in steady.orchestrator.said
+    assert set(re.findall(r"(\d+) steps are void", steady.orchestrator.said)) == {"0"}
 
 
 def test_everything_is_replaced_under_load(steady: System) -> None:
@@ -64,13 +63,13 @@ def test_everything_is_replaced_under_load(steady: System) -> None:
 
 
 def test_what_takes_longer_than_the_drain_goes_back_to_the_queue(start: Start, tmp_path: Path) -> None:
-    system = start(write_steady(tmp_path, long=3000), drain_timeout=0.3)
+    system = start(write_steady(tmp_path, long=1500), drain_timeout=0.2)
     with Producer(system.url) as producer:
         asked = producer.send(request("steady", "long", {"x": X}))
         wait_until(lambda: system.group("steady").in_flight == 1, "the step")
         began = time.monotonic()
         assert system.orchestrator.stop() == 0
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 1.4  # it did not wait for the end of the step
         assert producer.depth("rankmq.requests.steady.normal") == 1
         system.start_orchestrator()
         [(properties, body)] = producer.wait()

@@ -10,7 +10,7 @@ from tests.e2e.conftest import Start
 from tests.e2e.gallery import write_matmul
 from tests.e2e.systems import Role, wait_until
 
-SECONDS = 6.0
+SECONDS = 4.0
 
 
 def processor_share(*roles: Role, seconds: float = SECONDS) -> float:
@@ -40,5 +40,5 @@ def test_half_an_engine_that_waits_for_the_other_half(build: Start, tmp_path: Pa
     system = build("matmul")
     role = system.start_orchestrator() if missing == "agents" else system.start_agents()
     wait_until(lambda: len(role.family()) >= (1 if missing == "agents" else 9), "its processes")
-    time.sleep(2.0)
-    assert processor_share(role, seconds=3.0) < 0.05
+    time.sleep(1.5)
+    assert processor_share(role, seconds=2.0) < 0.05
