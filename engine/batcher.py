@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["Batch", "Batcher", "PendingCall", "Row"]
+__all__ = ["Age", "Batch", "Batcher", "Owner", "PendingCall", "Row", "age"]
 
 Row: TypeAlias = "tuple[np.ndarray[Any, Any], ...]"
 
@@ -29,6 +29,7 @@ class PendingCall:
         keys: per row, what it must have in common with a row to share a step; none: any two rows may.
         owner: whatever the caller wants to find again.
         requests: the ids of the requests that it is part of.
+        head_start: how many calls that came before it it may overtake.
         cancelled: set by `Batcher.cancel`; its rows come out no more.
     """
 
@@ -37,6 +38,7 @@ class PendingCall:
     keys: Sequence[Hashable] = ()
     owner: Hashable = None
     requests: tuple[str, ...] = ()
+    head_start: int = 0
     cancelled: bool = field(default=False, init=False)
     number: int = field(default=-1, init=False)
 
@@ -48,12 +50,13 @@ class PendingCall:
 
 
 Owner: TypeAlias = tuple[PendingCall, int]
-Age: TypeAlias = tuple[int, int]
+Age: TypeAlias = tuple[int, int, int]
 
 
-def _age(owner: Owner) -> Age:
-    """A row's place in the order of arrival."""
-    return owner[0].number, owner[1]
+def age(owner: Owner) -> Age:
+    """A row's place in line: by arrival, less the head start of its call."""
+    call, index = owner
+    return call.number - call.head_start, call.number, index
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -92,29 +95,29 @@ class _Queue:
     subgraph: int
     key: Hashable
     apart: Age | None = None
-    rows: list[tuple[int, int, PendingCall]] = field(default_factory=list)
+    rows: list[tuple[int, int, int, PendingCall]] = field(default_factory=list)
     listed: tuple[Age, Age] | None = None
 
     @property
     def place(self) -> tuple[Age, Age]:
-        oldest = self.rows[0][:2]
+        oldest = self.rows[0][:3]
         return self.apart or oldest, oldest
 
     def push(self, owner: Owner) -> None:
-        heapq.heappush(self.rows, (*_age(owner), owner[0]))
+        heapq.heappush(self.rows, (*age(owner), owner[0]))
 
     def pop(self, at_most: int) -> tuple[Owner, ...]:
         """The oldest rows, without those of cancelled calls."""
         found: list[Owner] = []
         while self.rows and len(found) < at_most:
-            _, index, call = heapq.heappop(self.rows)
+            _, _, index, call = heapq.heappop(self.rows)
             if not call.cancelled:
                 found.append((call, index))
         return tuple(found)
 
     def drop_cancelled(self) -> None:
         """Make the oldest row one that is still wanted."""
-        while self.rows and self.rows[0][2].cancelled:
+        while self.rows and self.rows[0][3].cancelled:
             heapq.heappop(self.rows)
 
 
@@ -203,7 +206,7 @@ class Batcher:
         """
         if len(batch) < 2:
             raise ValueError("a batch of one row cannot be split: that row failed by itself")
-        apart = batch.apart or _age(batch.owners[0])
+        apart = batch.apart or age(batch.owners[0])
         middle = (len(batch) + 1) // 2
         for owners in (batch.owners[:middle], batch.owners[middle:]):
             self._wait(owners, _Queue(batch.subgraph, None, apart))

@@ -7,9 +7,10 @@ import logging
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from ..schemas.errors import ConnectionLost, LimitExceeded, RankmqError
+from ..schemas.errors import BrokerUnavailable, ConnectionLost, LimitExceeded, RankmqError
 from .confirms import Confirms, Outcome
 from .delivery import Delivery
 from .topology import Binding, Exchange, Queue, Topology
@@ -108,6 +109,14 @@ class Channel:
         frame = await self._rpc(self._driver.queue_declare, queue=queue, passive=True)
         return QueueDepth(queue, frame.method.message_count, frame.method.consumer_count)
 
+    async def has_exchange(self, name: str) -> bool:
+        """Whether there is an exchange of this name; if not, the channel is closed by the question."""
+        try:
+            await self._rpc(self._driver.exchange_declare, exchange=name, passive=True)
+        except BrokerUnavailable:
+            return False
+        return True
+
     async def delete_exchanges(self, names: Iterable[str]) -> None:
         """Deletes exchanges; one that is not there is no error."""
         for name in names:
@@ -122,7 +131,9 @@ class Channel:
         *,
         no_ack: bool = False,
         exclusive: bool = False,
+        offset: int | float | str | None = None,
         cancelled: Callable[[], None] | None = None,
+        name: str | None = None,
     ) -> str:
         """Starts a consumer; `handler` runs on the loop for each message.
 
@@ -131,7 +142,9 @@ class Channel:
             handler: must not block.
             no_ack: the broker forgets a message once it is sent.
             exclusive: no other consumer may share the queue.
+            offset: of a stream, where to begin: an entry's number, seconds since 1970 as a float, or "first", "next".
             cancelled: called when the broker ends the consumer, as when the queue is deleted.
+            name: the consumer's tag; None for one that is made up.
 
         Returns:
             The consumer's tag.
@@ -147,14 +160,29 @@ class Channel:
             if cancelled is not None and frame.method.consumer_tag in tag:
                 cancelled()
 
+        since = datetime.fromtimestamp(offset, UTC) if isinstance(offset, float) else offset
+        arguments = None if since is None else {"x-stream-offset": since}
+
         def start(callback: Callable[[Any], None]) -> None:
             tag.append(
-                self._driver.basic_consume(queue, on_message, auto_ack=no_ack, exclusive=exclusive, callback=callback)
+                self._driver.basic_consume(
+                    queue,
+                    on_message,
+                    auto_ack=no_ack,
+                    exclusive=exclusive,
+                    consumer_tag=name,
+                    arguments=arguments,
+                    callback=callback,
+                )
             )
 
         self._driver.add_on_cancel_callback(on_cancel)
         await self._rpc(start)
         return tag[0]
+
+    async def prefetch(self, count: int) -> None:
+        """Bounds how many deliveries each consumer that starts from now on may hold unacknowledged; 0: any number."""
+        await self._rpc(self._driver.basic_qos, prefetch_count=count)
 
     async def cancel(self, tag: str) -> None:
         """Ends a consumer; deliveries that are unacknowledged stay so."""

@@ -9,21 +9,24 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..schemas import codec
 from ..schemas.errors import ClientClosed, LimitExceeded, ProducerError, ReplyTimeout
 from ..schemas.messages import Reply, Request
 from .address import BrokerAddress
-from .client_line import Asked, ClientLine
+from .client_book import Asked, Call, Pending
+from .client_cancel import CancelState
+from .client_line import ClientLine
+from .client_terms import Terms, check_id, check_lane
 from .client_values import Instances, Result, result_of, to_wire
+from .topology import DEFAULT_LANE, requests_key
 
-__all__ = ["Client", "Instances", "Result"]
+__all__ = ["CancelState", "Client", "Instances", "Pending", "Result"]
 
 _T = TypeVar("_T")
 
@@ -46,12 +49,17 @@ class Client:
         servable: the servable's name.
         method: a method or pipeline of it.
         version: the servable's version; 0 is the newest.
+        lane: "high", "normal" or "low": which requests go first where many wait.
         timeout: seconds until a call gives up waiting.
         max_in_flight: calls under way at once; a further one waits for its turn, which counts as time waited.
         connect_timeout: seconds to go on trying to reach the broker.
         ca_file: PEM file of the authority behind the broker's certificate, for amqps.
         cert_file: PEM file of our own certificate.
         key_file: PEM file of its key.
+
+    Raises:
+        ConfigurationError: a URL that is none, or a certificate file that is not there.
+        InvalidInput: a lane that does not exist.
     """
 
     def __init__(
@@ -61,6 +69,7 @@ class Client:
         method: str,
         version: int = 0,
         *,
+        lane: str = DEFAULT_LANE,
         timeout: float = 60.0,
         max_in_flight: int = 1024,
         connect_timeout: float = 10.0,
@@ -72,11 +81,13 @@ class Client:
         self.servable = servable
         self.method = method
         self.version = version
+        self.lane = check_lane(lane)
         self.timeout = timeout
         self._max_in_flight = max_in_flight
         self._connect_timeout = connect_timeout
         self._parents: ClientLine | None = None
         self._closed = False
+        self._finalizer: weakref.finalize[Any, Any] | None = None
         self._begin_anew()
         _clients.add(self)
 
@@ -88,6 +99,8 @@ class Client:
     def _forked(self) -> None:
         """In a child there is no thread behind the line, and its socket is the parent's: it is kept and not touched."""
         self._parents = self._line or self._parents
+        if self._finalizer is not None:
+            self._finalizer.detach()
         self._begin_anew()
 
     def __enter__(self) -> Client:
@@ -100,53 +113,127 @@ class Client:
     def __repr__(self) -> str:
         return f"Client({self._address}, {self.servable!r}, {self.method!r}, {self.version})"
 
-    def infer(self, instances: Instances, *, timeout: float | None = None) -> Result:
+    def infer(
+        self,
+        instances: Instances,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        lane: str | None = None,
+        request_id: str | None = None,
+    ) -> Result:
         """Sends one request and waits for its result.
 
         Args:
             instances: one dict of named inputs, or a list of them. An input is an array (any shape, byte order and
                 strides; its dtype must be the one that the servable takes), or a number, str, bytes or nested list.
             timeout: seconds to wait, once connected; the client's own if None.
+            deadline: seconds from now within which the request is worth serving; for as long as the call waits if None.
+                Past it no work is done for it, and it is answered with an error.
+            lane: "high", "normal" or "low"; the client's own if None.
+            request_id: 1 to 255 bytes of UTF-8, the key by which the request is known again; made up if None. Asked
+                again under its id, with the same inputs, it is answered with the answer that it had, for as long as
+                the engine remembers it.
 
         Returns:
             Per instance, its named outputs.
 
         Raises:
             InstancesFailed: some of several instances failed; its `results` has the others.
+            InvalidInput: an input that cannot be sent, a lane that does not exist, or an id that cannot be.
+            RequestIdReused: the id stands for a request with other inputs.
+            DeadlineExceeded: the deadline passed before it was served.
+            Cancelled: somebody had the engine give it up.
             RequestError: the request cannot be served as it stands: an unknown method, a wrong shape and so on.
             ServingError: the request was fine, serving it failed.
-            ReplyTimeout: no reply within the time.
+            ReplyTimeout: no reply within the time; past it the engine gives the request up, unless `deadline` is later.
+            QueueFull: the requests queue is at its limit, and stays so.
             ConnectionLost: the broker went away and did not come back in time.
             BrokerUnavailable: nobody answers at the broker's address.
             BrokerRefused: wrong user, password, virtual host or certificate.
             ClientClosed: the client was closed.
         """
-        return self._wait(instances, timeout, result_of)
+        return self._wait(instances, self._terms(timeout, deadline, lane, request_id), result_of)
 
-    def infer_async(self, instances: Instances, *, timeout: float | None = None) -> Future[Result]:
-        """Sends one request; the future has what `infer` returns or raises.
+    def infer_async(
+        self,
+        instances: Instances,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        lane: str | None = None,
+        request_id: str | None = None,
+    ) -> Pending[Result]:
+        """Sends one request; the future has what `infer` returns or raises, the arguments are the same.
 
         Waits itself only while `max_in_flight` calls are under way, and at the first call for the connection.
-        Cancelling the future gives up waiting: the request may be served all the same. Callbacks of the future run on
-        the client's thread and must not block; `infer` in one of them raises.
+        Callbacks of the future run on the client's thread and must not block; `infer` in one of them raises.
         """
-        return self._ask(instances, timeout, result_of)
+        return self._ask(instances, self._terms(timeout, deadline, lane, request_id), result_of)
 
-    def request(self, instances: Instances, *, timeout: float | None = None) -> Reply:
+    def request(
+        self,
+        instances: Instances,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        lane: str | None = None,
+        request_id: str | None = None,
+    ) -> Reply:
         """Sends one request and gives the reply as it came, errors and statistics included."""
-        return self._wait(instances, timeout, lambda reply: reply)
+        return self._wait(instances, self._terms(timeout, deadline, lane, request_id), lambda reply: reply)
 
-    def _wait(self, instances: Instances, timeout: float | None, read: Callable[[Reply], _T]) -> _T:
+    def cancel(self, request_id: str, *, timeout: float = 2.0) -> CancelState:
+        """Has the engine give up a request, whoever sent it, and from wherever.
+
+        A call that waits for it raises `Cancelled`.
+
+        Args:
+            request_id: its id.
+            timeout: seconds to wait for the engine's word.
+
+        Returns:
+            "cancelled": it was under way, and is given up; "answered": it was answered before; "noted": no orchestrator
+            knows it, and none will serve it should it come.
+
+        Raises:
+            InvalidInput: an id that cannot be.
+            ReplyTimeout: no orchestrator has answered in time.
+            ProducerError: no orchestrator runs.
+            BrokerRefused: a permission is missing.
+            BrokerUnavailable: nobody answers at the broker's address.
+            ConnectionLost: the broker went away.
+            ClientClosed: the client was closed.
+        """
+        check_id(request_id)
+        self._must_not_wait()
+        return self._connected().cancel(request_id, timeout)
+
+    def _terms(self, timeout: float | None, deadline: float | None, lane: str | None, request_id: str | None) -> Terms:
+        return Terms.of(
+            request_id=request_id,
+            lane=self.lane if lane is None else lane,
+            timeout=self.timeout if timeout is None else timeout,
+            deadline=deadline,
+        )
+
+    def _wait(self, instances: Instances, terms: Terms, read: Callable[[Reply], _T]) -> _T:
+        self._must_not_wait()
+        pending = self._ask(instances, terms, read)
+        try:
+            return pending.result(terms.timeout + _GRACE_SECONDS)
+        except TimeoutError:  # a callback of somebody's holds up the client's thread
+            text = f"no reply within {terms.timeout:g} s, and the client's thread does not run"
+            raise ReplyTimeout(text) from None
+        finally:
+            pending.cancel()  # where Ctrl-C ended the wait
+
+    def _must_not_wait(self) -> None:
         line = self._line
         if line is not None and line.is_own_thread:
             raise ProducerError("a call that waits, within a callback of the client, would wait for itself")
-        seconds = self.timeout if timeout is None else timeout
-        try:
-            return self._ask(instances, seconds, read).result(seconds + _GRACE_SECONDS)
-        except TimeoutError:  # a callback of somebody's holds up the client's thread
-            raise ReplyTimeout(f"no reply within {seconds:g} s, and the client's thread does not run") from None
 
-    def _ask(self, instances: Instances, timeout: float | None, read: Callable[[Reply], _T]) -> Future[_T]:
+    def _ask(self, instances: Instances, terms: Terms, read: Callable[[Reply], _T]) -> Pending[_T]:
         request = Request(
             servable=self.servable, method=self.method, version=self.version, instances=to_wire(instances)
         )
@@ -154,26 +241,27 @@ class Client:
         line = self._connected()
         if len(body) + _OVERHEAD > line.max_message:
             raise LimitExceeded(f"a request of {len(body)} bytes: the broker takes {line.max_message}")
-        seconds = self.timeout if timeout is None else timeout
-        deadline = time.monotonic() + seconds
+        until = time.monotonic() + terms.timeout
+        expires, left = terms.expires(), terms.left()
         places = self._places
-        if not places.acquire(timeout=0.0 if line.is_own_thread else max(0.0, seconds)):
-            raise ReplyTimeout(f"no place for another call within {seconds:g} s: too many are under way")
-        future: Future[_T] = Future()
-        asked = Asked(uuid.uuid4().hex, self.servable, body, future, read, deadline, seconds)
+        if not places.acquire(timeout=0.0 if line.is_own_thread else left):
+            terms.left()
+            raise ReplyTimeout(f"no place for another call within {terms.timeout:g} s: too many are under way")
+        pending: Pending[_T] = Pending(terms.id)
+        call = Call(pending, read, until, terms.timeout)
 
         def done(ended: Future[_T]) -> None:
             places.release()
             if ended.cancelled():
-                line.forget(asked.id)
+                line.forget(terms.id, call)
 
         try:
-            line.ask(asked)
+            line.ask(Asked(terms.id, requests_key(self.servable, terms.lane), body, expires), call)
         except BaseException:
             places.release()
             raise
-        future.add_done_callback(done)
-        return future
+        pending.add_done_callback(done)
+        return pending
 
     def connect(self) -> None:
         """Connects, if that has not been done.
@@ -191,6 +279,11 @@ class Client:
                 raise ClientClosed("the client is closed")
             if self._line is None or self._line.is_over:
                 self._line = ClientLine(self._address, self._connect_timeout)
+                if self._finalizer is not None:
+                    self._finalizer.detach()
+                # Dropped without `close`, it leaves no thread behind, once what is under way has ended.
+                self._finalizer = weakref.finalize(self, self._line.leave_alone)
+                self._finalizer.atexit = False
             line = self._line
         line.await_connected()
         return line

@@ -1,18 +1,18 @@
 """A client's line to the broker: a thread with an event loop, one connection at a time, and the requests under way.
 
 A line lives from the first connection until it is closed or the broker stays away. Every request that it took is
-settled by then, and none is taken afterwards: the book of requests and the word that the line is over share a lock.
+settled by then, and none is taken afterwards (see `Book`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
+import random
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 from ..schemas import codec
@@ -22,17 +22,22 @@ from ..schemas.errors import (
     ClientClosed,
     ConnectionLost,
     ProducerError,
+    QueueFull,
     RankmqError,
     ReplyTimeout,
 )
 from ..schemas.messages import Reply
 from . import retry, topology
 from .address import BrokerAddress
+from .client_book import Asked, Book, Call, anew
+from .client_cancel import CancelState, Teller, ask_cancel
+from .client_terms import expiration
 from .confirms import Outcome
 from .connection import Channel, Connection, Properties
+from .deadline import DEADLINE_HEADER
 from .delivery import Delivery
 
-__all__ = ["Asked", "ClientLine"]
+__all__ = ["ClientLine"]
 
 log = logging.getLogger("rankmq.engine.client")  # one name for the producer library
 
@@ -41,48 +46,7 @@ _MOST_REFUSALS = 8
 _LONGEST_PAUSE_SECONDS = 2.0
 _AWAY_SECONDS = 30.0
 _GRACE_SECONDS = 30.0
-_MIB = 1024 * 1024
-
-
-@dataclass(eq=False, slots=True)
-class Asked:
-    """A request that waits for its reply; kept whole, to be sent again when the connection was lost.
-
-    Attributes:
-        id: its message id.
-        servable: its routing key.
-        body: the message.
-        future: for what `read` makes of the reply.
-        read: called on the line's thread.
-        deadline: on the monotonic clock.
-        seconds: the time that it was given, for the error.
-    """
-
-    id: str
-    servable: str
-    body: bytes
-    future: Future[Any]
-    read: Callable[[Reply], Any]
-    deadline: float
-    seconds: float
-    timer: asyncio.TimerHandle | None = None
-    refusals: int = 0
-
-    def settle(self, outcome: Reply | RankmqError) -> None:
-        """Gives the future its result or error, unless it was cancelled."""
-        if self.timer is not None:
-            self.timer.cancel()
-        if not self.future.set_running_or_notify_cancel():
-            return
-        if isinstance(outcome, RankmqError):
-            self.future.set_exception(outcome)
-            return
-        try:
-            result = self.read(outcome)
-        except BaseException as error:  # noqa: BLE001  # whoever waits gets it, and the loop goes on
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(result)
+_LAST_WORD_SECONDS = 1.0
 
 
 class ClientLine:
@@ -98,13 +62,14 @@ class ClientLine:
         self._connect_timeout = connect_timeout
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
+        self._reached = asyncio.Event()
         self._connected: Future[None] = Future()
         self._connection: Connection | None = None
         self._channel: Channel | None = None
-        self._lock = threading.Lock()
-        self._asked: dict[str, Asked] = {}
-        self._over: RankmqError | None = None
-        self.max_message = 128 * _MIB
+        self._book = Book()
+        self._teller = Teller()
+        self._alone = False
+        self.max_message = 0
         self._thread = threading.Thread(target=self._run, name="rankmq-client", daemon=True)
         self._thread.start()
 
@@ -113,7 +78,7 @@ class ClientLine:
     @property
     def is_over(self) -> bool:
         """Whether it takes no more requests."""
-        return self._over is not None
+        return self._book.over is not None
 
     @property
     def is_own_thread(self) -> bool:
@@ -121,7 +86,7 @@ class ClientLine:
         return threading.current_thread() is self._thread
 
     def await_connected(self) -> None:
-        """Waits for the first connection.
+        """Waits for the first connection; `max_message` is known then.
 
         Raises:
             BrokerUnavailable: nobody answers.
@@ -133,23 +98,43 @@ class ClientLine:
         except TimeoutError:
             raise BrokerUnavailable(f"{self._address}: not connected in time") from None
 
-    def ask(self, asked: Asked) -> None:
-        """Takes a request; its future is settled by the deadline.
+    def ask(self, asked: Asked, call: Call) -> None:
+        """Takes a request, or a further call of one that is under way; the call is settled in its time.
 
         Raises:
+            RequestIdReused: another request is under way under the id.
             RankmqError: the line is over, for this reason.
         """
-        with self._lock:
-            if self._over is not None:
-                raise _again(self._over)
-            self._asked[asked.id] = asked
-            self._loop.call_soon_threadsafe(self._begin, asked)
+        self._book.enter(asked, call, lambda known: self._loop.call_soon_threadsafe(self._begin, known, call))
 
-    def forget(self, request_id: str) -> None:
-        """Nobody waits for the request any more."""
-        with self._lock:
-            if self._over is None:
-                self._loop.call_soon_threadsafe(self._finish, request_id, ClientClosed("cancelled"))
+    def forget(self, request_id: str, call: Call) -> None:
+        """A call was cancelled; where nobody else waits for its request, the engine is told."""
+        self._book.unless_over(lambda: self._loop.call_soon_threadsafe(self._forget, request_id, call))
+
+    def cancel(self, request_id: str, timeout: float) -> CancelState:
+        """Has the engine give up a request, whoever asked for it.
+
+        Args:
+            request_id: its id.
+            timeout: seconds to wait for the engine's word.
+
+        Raises:
+            ReplyTimeout: no orchestrator has answered.
+            ProducerError: no orchestrator runs.
+            RankmqError: the line is over, for this reason.
+        """
+        asking: list[Future[CancelState]] = []
+        self._book.unless_over(
+            lambda: asking.append(asyncio.run_coroutine_threadsafe(self._ask_cancel(request_id, timeout), self._loop))
+        )
+        try:
+            if asking:
+                return asking[0].result(timeout + _GRACE_SECONDS)
+        except TimeoutError:  # a callback of somebody's holds up the thread
+            raise ReplyTimeout(f"not cancelled within {timeout:g} s, and the client's thread does not run") from None
+        except concurrent.futures.CancelledError:
+            log.debug("closed while a cancel was asked for")
+        raise anew(self._book.over or ClientClosed("the client was closed"))
 
     def close(self, timeout: float) -> None:
         """Closes the connection; requests that wait get `ClientClosed`.
@@ -157,11 +142,13 @@ class ClientLine:
         Args:
             timeout: seconds to wait for it.
         """
-        with self._lock:
-            if self._over is None:
-                self._loop.call_soon_threadsafe(self._stop.set)
+        self._book.unless_over(lambda: self._loop.call_soon_threadsafe(self._stop.set))
         if not self.is_own_thread:
             self._thread.join(timeout)
+
+    def leave_alone(self) -> None:
+        """Nobody will ask anything more: it closes by itself once nothing is under way."""
+        self._book.unless_over(lambda: self._loop.call_soon_threadsafe(self._left_alone))
 
     # ------------------------------------------------------------------------------------------------------ the thread
 
@@ -177,13 +164,12 @@ class ClientLine:
             log.exception("a defect of the client")
             reason = ProducerError(f"a defect of the client: {type(error).__name__}: {error}")
         finally:
-            with self._lock:
-                self._over = reason
-                left, self._asked = list(self._asked.values()), {}
+            left = self._book.close(reason)
             if not self._connected.done():
                 self._connected.set_exception(reason)
             for asked in left:
-                asked.settle(_again(reason))
+                asked.settle(reason)
+            self._loop.run_until_complete(_end_tasks())
             self._loop.close()
 
     async def _main(self) -> None:
@@ -199,14 +185,11 @@ class ClientLine:
                     await asyncio.wait([opening])
                     return
                 connection, channel = opening.result()
-                if not self._connected.done():
-                    self._connected.set_result(None)
-                self._channel = channel
-                for asked in self._begun():
-                    self._publish(asked)
+                self._begin_anew(channel)
                 ends: list[asyncio.Future[Any]] = [stopped, connection.closed, channel.closed]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 self._channel = None
+                self._reached.clear()
                 if self._stop.is_set():
                     return
                 if not connection.closed.done():
@@ -215,6 +198,7 @@ class ClientLine:
                 patience = max(self._connect_timeout, _AWAY_SECONDS)
         finally:
             stopped.cancel()
+            await self._teller.told(_LAST_WORD_SECONDS)
             if self._connection is not None:
                 await self._connection.close()
 
@@ -234,16 +218,28 @@ class ClientLine:
                 except (ConnectionLost, BrokerUnavailable, TimeoutError) as error:
                     await connection.close()
                     raise BrokerUnavailable(f"{self._address}: the broker went away again ({error})") from error
-                self.max_message = (16 if connection.server_version >= (4,) else 128) * _MIB
+                self.max_message = connection.max_message
                 return connection, channel
         raise AssertionError("unreachable: the policy re-raises")
 
+    def _begin_anew(self, channel: Channel) -> None:
+        """On a new connection everything that has no reply is asked again."""
+        if not self._connected.done():
+            self._connected.set_result(None)
+        self._channel = channel
+        self._reached.set()
+        for asked in self._book.begun():
+            self._publish(asked)
+        self._teller.tell(self._connection)
+
     # ---------------------------------------------------------------------------------------------------- on the loop
 
-    def _begin(self, asked: Asked) -> None:
-        if asked.id in self._asked:
-            left = max(0.0, asked.deadline - time.monotonic())
-            asked.timer = self._loop.call_later(left, self._timed_out, asked)
+    def _begin(self, asked: Asked, call: Call) -> None:
+        if not self._book.holds(asked, call):
+            return
+        call.timer = self._loop.call_later(max(0.0, call.until - time.monotonic()), self._timed_out, asked, call)
+        if not asked.begun:
+            asked.begun = True
             self._publish(asked)
 
     def _publish(self, asked: Asked) -> None:
@@ -252,21 +248,25 @@ class ClientLine:
             return  # sent when the connection is back
         properties = Properties(
             message_id=asked.id,
-            correlation_id=asked.id,
+            correlation_id=asked.question,
             reply_to=_DIRECT,
             content_type=codec.MSGPACK,
             delivery_mode=2,
             timestamp=int(time.time()),
+            expiration=expiration(asked.expires),
+            headers={DEADLINE_HEADER: asked.expires},
         )
 
         def then(outcome: Outcome) -> None:
+            asked.refused = outcome is Outcome.REJECTED
             if outcome is Outcome.REJECTED:
                 self._refused(asked)
             elif outcome is Outcome.RETURNED:
                 self._finish(asked.id, ProducerError("no queue takes requests for this servable on this broker"))
 
         try:
-            channel.publish(topology.REQUESTS, asked.servable, asked.body, properties, then=then)
+            channel.publish(topology.REQUESTS, asked.key, asked.body, properties, then=then)
+            asked.sent = True
         except ConnectionLost:
             log.debug("sent when the connection is back", extra={"request": asked.id})
         except RankmqError as error:
@@ -275,51 +275,101 @@ class ClientLine:
     def _refused(self, asked: Asked) -> None:
         """The queue is full, or not up yet after a restart of the broker: again, some times."""
         if asked.refusals == _MOST_REFUSALS:
-            self._finish(asked.id, ProducerError("the broker refused the request: its queue is full or not available"))
+            self._finish(asked.id, QueueFull(_full(asked)))
             return
-        pause = min(_LONGEST_PAUSE_SECONDS, 0.1 * 2**asked.refusals)
+        pause = min(_LONGEST_PAUSE_SECONDS, 0.1 * 2**asked.refusals) * random.uniform(0.75, 1.0)
         asked.refusals += 1
         self._loop.call_later(pause, self._publish_again, asked, self._channel)
 
     def _publish_again(self, asked: Asked, channel: Channel | None) -> None:
-        if asked.id in self._asked and channel is self._channel:  # on another one it has been published again already
+        # On another channel it has been published again already.
+        if self._book.find(asked.id) is asked and channel is self._channel:
             self._publish(asked)
 
     def _on_reply(self, delivery: Delivery) -> None:
-        request_id = delivery.properties.correlation_id
-        if request_id not in self._asked:
-            log.debug("a reply that nobody waits for", extra={"request": request_id})
-            return
+        asked = self._book.find_question(delivery.properties.correlation_id)
         try:
             reply = codec.decode_reply(delivery.body, delivery.properties.content_type or codec.MSGPACK)
         except RankmqError as error:
-            self._finish(request_id, ProducerError(f"a reply that cannot be read: {error.message}"))
+            if asked is not None:
+                self._finish(asked.id, ProducerError(f"a reply that cannot be read: {error.message}"))
             return
-        self._finish(request_id, reply)
+        asked = asked or self._book.find(reply.id)  # or to the same request, asked before
+        if asked is not None:
+            self._finish(asked.id, reply)
+        else:
+            log.debug("a reply that nobody waits for", extra={"request": reply.id})
 
-    def _timed_out(self, asked: Asked) -> None:
-        where = ""
+    def _timed_out(self, asked: Asked, call: Call) -> None:
+        error: RankmqError = ReplyTimeout(f"no reply within {call.seconds:g} s{self._trouble()}")
+        if asked.refused and self._channel is not None:
+            error = QueueFull(f"{_full(asked)} within {call.seconds:g} s")
+        self._book.leave(asked, call)
+        call.settle(error)
+        self._end_if_alone()
+
+    def _trouble(self) -> str:
+        """Why nothing may have come."""
         if self._channel is None:
-            where = " (the broker is not reached)"
-        elif self._connection is not None and self._connection.blocked:
-            where = " (the broker is short of memory or disk and takes no messages)"
-        self._finish(asked.id, ReplyTimeout(f"no reply within {asked.seconds:g} s{where}"))
+            return " (the broker is not reached)"
+        if self._connection is not None and self._connection.blocked:
+            return " (the broker is short of memory or disk and takes no messages)"
+        return ""
 
     def _finish(self, request_id: str, outcome: Reply | RankmqError) -> None:
-        asked = self._asked.pop(request_id, None)
+        asked = self._book.take(request_id)
         if asked is not None:
             asked.settle(outcome)
-
-    def _begun(self) -> list[Asked]:
-        """The requests that the loop knows of; those that another thread has only just put down come by themselves."""
-        with self._lock:
-            return [asked for asked in self._asked.values() if asked.timer is not None]
+        self._end_if_alone()
 
     def _fail_all(self, reason: RankmqError) -> None:
-        for asked in self._begun():
-            self._finish(asked.id, _again(reason))
+        for asked in self._book.begun():
+            self._finish(asked.id, reason)
+
+    def _left_alone(self) -> None:
+        self._alone = True
+        self._end_if_alone()
+
+    def _end_if_alone(self) -> None:
+        if self._alone and not len(self._book):
+            self._stop.set()
+
+    # -------------------------------------------------------------------------------------------------------- cancels
+
+    def _forget(self, request_id: str, call: Call) -> None:
+        asked = self._book.find(request_id)
+        call.settle(ClientClosed("cancelled"))
+        if asked is not None and self._book.leave(asked, call) and asked.sent:
+            self._teller.add(request_id)
+            if self._channel is not None:
+                self._teller.tell(self._connection)
+        self._end_if_alone()
+
+    async def _ask_cancel(self, request_id: str, timeout: float) -> CancelState:
+        until = self._loop.time() + timeout
+        try:
+            await asyncio.wait_for(self._reached.wait(), timeout)
+        except TimeoutError:
+            raise ReplyTimeout(f"not cancelled within {timeout:g} s{self._trouble()}") from None
+        if self._connection is None:
+            raise ClientClosed("the client is closed")
+        found = await ask_cancel(self._connection, [request_id], timeout=until - self._loop.time())
+        if request_id in found:
+            return found[request_id]
+        if self._loop.time() >= until:
+            raise ReplyTimeout(f"no orchestrator answered a cancel within {timeout:g} s{self._trouble()}")
+        raise ProducerError("no orchestrator runs on this broker: nobody hears of a cancel")
 
 
-def _again(error: RankmqError) -> RankmqError:
-    """The same error anew: several threads raise it, and each adds a traceback."""
-    return type(error)(error.message)
+async def _end_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_LAST_WORD_SECONDS)
+        await asyncio.sleep(0)  # for those who wait on other threads to hear of it
+
+
+def _full(asked: Asked) -> str:
+    tries = asked.refusals + 1
+    return f"the broker refused the request at each of {tries} tries: its queue is at its limit, or not available"

@@ -267,6 +267,11 @@ class Connection:
         text = str((known or {}).get("version", "0"))
         return tuple(int(part) for part in re.split(r"[-+]", text)[0].split(".") if part.isdigit())
 
+    @property
+    def max_message(self) -> int:
+        """The largest message that the broker takes unless it is told otherwise, in bytes."""
+        return (16 if self.server_version >= (4,) else 128) * 1024 * 1024
+
     @staticmethod
     def properties(given: Any) -> Any:
         """A copy of a message's `Properties`; new ones for None."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..schemas.messages import RankReply
-from .batcher import Batch, Row
+from .batcher import Batch, Row, age
 from .ledger import Finished, StepLedger
 from .stages import stage_ranks
 
@@ -114,4 +114,4 @@ class Conveyor:
         for waiting in self._waiting:
             waiting.clear()
         batches = [flight.batch for flight in (*self._ledger.void(), *flights)]
-        return sorted(batches, key=lambda batch: (batch.owners[0][0].number, batch.owners[0][1]))
+        return sorted(batches, key=lambda batch: age(batch.owners[0]))

@@ -6,7 +6,7 @@ No I/O of its own: what is to be sent goes through `GroupPorts`. Everything runs
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,11 @@ from ..schemas.errors import (
     AttemptsExhausted,
     CollectiveFailed,
     GraphFailed,
-    InternalError,
     LimitExceeded,
     LockstepError,
     ModelError,
     RankmqError,
     ServingError,
-    SessionLost,
     from_wire,
 )
 from ..schemas.messages import (
@@ -33,11 +31,13 @@ from ..schemas.messages import (
 )
 from ..schemas.tensors import numpy_dtype
 from .agreement import plan_all, rank_plans
-from .batcher import Batch, Batcher, Owner, PendingCall, Row
+from .batcher import Batch, Batcher, PendingCall, Row
 from .conveyor import Conveyor, Flight
 from .group import Action, Began, Ended, GiveUp, Group, GroupRules, GroupState, Send
 from .group_ports import GroupPorts
 from .ledger import Finished
+from .life import Life
+from .losses import losses_of, session_lost, ticket_of
 from .pace import Pace
 from .plan import SubgraphPlan
 from .servable import Servable
@@ -45,7 +45,7 @@ from .slots import Session, Slots
 from .stages import stage_ranks
 from .tasks import largest_bytes, least_bytes, tasks_of
 from .ticket import Done, RowResult, Ticket
-from .topology import RANK_ALL, stage_tag
+from .topology import DEFAULT_LANE, RANK_ALL, stage_tag
 
 __all__ = ["Done", "GroupDriver", "GroupPorts", "RowResult"]
 
@@ -56,6 +56,9 @@ _UNSTACKED_ROWS = 64
 
 _STACKED_ROWS = 1024
 """Most rows in a step of a graph with a batch dimension of any size, where the configuration does not say."""
+
+_HEAD_STARTS = {"high": 4096, "normal": 512}
+"""How many calls that came before it a call of a lane may overtake: a bound, so that none is starved."""
 
 _TASK_OVERHEAD = 4096
 """Bytes that a task may take beside its tensors."""
@@ -121,6 +124,9 @@ class GroupDriver:
         lenient: bool,
         requests: tuple[str, ...],
         session: Session | None = None,
+        lane: str = DEFAULT_LANE,
+        life: Life | None = None,
+        alone: bool = False,
     ) -> None:
         """Runs a subgraph over rows; `done` gets one result or error per row, in order.
 
@@ -131,20 +137,33 @@ class GroupDriver:
             lenient: whether values may be converted to the graph's dtypes.
             requests: ids, for logs and the task.
             session: the state on the ranks that the rows belong to, where the servable keeps any.
+            lane: by which the request came: what is urgent overtakes what waits.
+            life: of the request; when it ends, rows that wait leave, and what others make of them is dropped.
+            alone: the rows share no step with others.
         """
         if self._closed is not None or not rows:
             done([self._closed for _ in rows if self._closed is not None])
             return
         if session is not None and not self.slots.live(session):
-            done([_session_lost(session)] * len(rows))
+            done([session_lost(session)] * len(rows))
             return
+        life = life or Life()
 
         def settled(results: list[RowResult]) -> None:
             self._tickets.pop(ticket, None)
+            life.forget(give_up)
             done(results)
 
-        ticket = Ticket(subgraph, rows, lenient=lenient, requests=requests, done=settled, session=session)
+        def give_up(reason: RankmqError) -> None:
+            if ticket.pending is not None:
+                self._batcher.cancel(ticket.pending)
+            ticket.settle_all(reason)
+
+        ticket = Ticket(
+            subgraph, rows, lenient=lenient, requests=requests, done=settled, session=session, alone=alone, lane=lane
+        )
         self._tickets[ticket] = None
+        life.watch(give_up)
         if self._began_once:
             self._admit(ticket)
             self.pump()
@@ -152,6 +171,8 @@ class GroupDriver:
             self._early.append(ticket)  # the ranks that come to serve may have other graphs than those that first try
 
     def _admit(self, ticket: Ticket) -> None:
+        if ticket.is_over:
+            return
         stages = self.plans.get(ticket.subgraph)
         if stages is None:
             ticket.settle_all(ModelError(f"subgraph {ticket.subgraph}: the ranks hold {len(self.plans)} graphs"))
@@ -166,8 +187,12 @@ class GroupDriver:
                 good.append(checked)
                 ticket.places.append(place)
         if good:
-            keys = [plan.batch_key(row) for row in good]
-            ticket.pending = PendingCall(ticket.subgraph, good, keys, ticket, ticket.requests)
+            keys = [
+                (plan.batch_key(row), index, ticket) if ticket.alone else plan.batch_key(row)
+                for index, row in enumerate(good)
+            ]
+            head_start = _HEAD_STARTS.get(ticket.lane, 0)
+            ticket.pending = PendingCall(ticket.subgraph, good, keys, ticket, ticket.requests, head_start)
             self._batcher.add(ticket.pending)
 
     def _max_rows(self, subgraph: int) -> int:
@@ -210,7 +235,8 @@ class GroupDriver:
         batch, self._held = self._held or self._batcher.take(), None
         if batch is None:
             return False
-        alone = batch.apart is not None and any(_ticket(call).voids for call, _ in batch.owners)
+        tickets = [ticket_of(call) for call, _ in batch.owners]
+        alone = any(it.alone or (batch.apart is not None and it.voids) for it in tickets)
         if conveyor.outstanding and (alone or self._alone):
             self._held = batch  # rows under which an epoch was lost: if it happens again, it was them
             return False
@@ -222,6 +248,8 @@ class GroupDriver:
         return True
 
     def _issue(self, conveyor: Conveyor, flight: Flight) -> None:
+        if all(call.cancelled for call, _ in flight.batch.owners):
+            return  # given up between two stages
         batch, plan = flight.batch, self.plans[flight.batch.subgraph][flight.stage]
         scattered = plan.scatter(flight.rows)
         largest = largest_bytes(scattered)
@@ -362,6 +390,10 @@ class GroupDriver:
         held, self._held = self._held, None
         if held is not None:
             self._batcher.put_back(held)
+        for batch in voided:
+            for call, _ in batch.owners:
+                if (session := ticket_of(call).session) is not None:
+                    session.suspect = True
         self._lose_sessions()
         for batch in voided:
             self._try_again(batch, reason)
@@ -374,30 +406,14 @@ class GroupDriver:
         for ticket in [it for it in self._tickets if it.session is not None]:
             if ticket.pending is not None:
                 self._batcher.cancel(ticket.pending)
-            ticket.settle_all(_session_lost(ticket.session))
+            ticket.settle_all(session_lost(ticket.session))
 
     def _try_again(self, batch: Batch, reason: str) -> None:
-        """Puts back rows under which the epoch was lost. They may be why, so they run by themselves from now on.
-
-        Where a last attempt is left, each runs alone, so that a row that takes ranks down does not exhaust the attempts
-        of others.
-        """
-        again: list[Owner] = []
-        singly = False
-        exhausted: list[tuple[Ticket, int, int]] = []
-        for call, index in batch.owners:
-            ticket = _ticket(call)
-            place = ticket.places[index]
-            lost = ticket.voids[place] = ticket.voids.get(place, 0) + 1
-            if lost >= self._max_attempts:
-                exhausted.append((ticket, place, lost))
-            else:
-                again.append((call, index))
-                singly = singly or lost == self._max_attempts - 1
-        for owners in [[owner] for owner in again] if singly else [again] if again else []:
-            oldest, index = owners[0]
-            self._batcher.put_back(Batch(batch.subgraph, tuple(owners), batch.apart or (oldest.number, index)))
-        for ticket, place, lost in exhausted:
+        """Rows under which the epoch was lost are put back, while they have attempts left."""
+        losses = losses_of(batch, self._max_attempts)
+        for again in losses.again:
+            self._batcher.put_back(again)
+        for ticket, place, lost in losses.exhausted:
             ticket.settle(place, AttemptsExhausted(f"the group was lost {lost} times under it; last: {reason}"))
 
     def _agree(self, graphs: Mapping[int, Sequence[GraphInfo]]) -> Mapping[int, tuple[GraphPlan, ...]]:
@@ -435,11 +451,6 @@ class GroupDriver:
         )
 
 
-def _session_lost(session: Session | None) -> SessionLost:
-    epoch = session.epoch if session is not None else 0
-    return SessionLost(f"the ranks lost what they held for it when epoch {epoch} ended")
-
-
 def _arguments(plan: SubgraphPlan, row: tuple[Any, ...], session: Session | None) -> list[np.ndarray[Any, Any]]:
     """A row's arrays; where the graph has an input named `slot`, the session's slot is put in its place."""
     arrays = [np.asarray(value) for value in row]
@@ -450,12 +461,6 @@ def _arguments(plan: SubgraphPlan, row: tuple[Any, ...], session: Session | None
     return arrays
 
 
-def _ticket(call: PendingCall) -> Ticket:
-    if not isinstance(call.owner, Ticket):
-        raise InternalError(f"a call without its ticket: {call.owner!r}")
-    return call.owner
-
-
 def _settle(call: PendingCall, index: int, result: RowResult) -> None:
-    ticket = _ticket(call)
+    ticket = ticket_of(call)
     ticket.settle(ticket.places[index], result)

@@ -151,8 +151,8 @@ class Group:
                 return []
             actions += self._lose(rank, f"silent for {now - held.heard:.1f} s", now)
         self.epoch = max(self.epoch, message.last_epoch)
-        if serving and self._bound:
-            return actions  # it was told to start anew with all the others
+        if serving and self._bound and held is not None and held.register.agent == message.agent:
+            return actions  # it is to start anew with all the others
         roster.add(message, now)
         self._heirs.forget(rank, agent=message.agent)
         return actions + self._form_if_whole(now)
@@ -254,7 +254,7 @@ class Group:
         member = roster.get(rank, message.agent)
         if member is None:
             stray = message.group == self.group and roster.is_stray(message)
-            welcome = Welcome(group=self.group, orchestrator=self.rules.orchestrator)
+            welcome = Welcome(group=self.group, agent=message.agent, orchestrator=self.rules.orchestrator)
             return [Send(rank_tag(rank), welcome)] if stray else []
         member.heard = now
         member.rss = message.rss
@@ -276,7 +276,7 @@ class Group:
         member = self._roster.get(message.rank, message.agent)
         if member is None:
             self._heirs.forget(message.rank, agent=message.agent)
-            return [self._drain(message.rank)]  # it holds nothing that anybody waits for
+            return [self._drain(message.rank, message.agent)]  # it holds nothing that anybody waits for
         member.heard = now
         member.leaving = True
         self.reason = f"rank {message.rank} is leaving: {message.reason}"
@@ -292,13 +292,16 @@ class Group:
         return self._let_in(self._end(self.reason or "drained", now), now)
 
     def _dismiss(self) -> list[Action]:
-        leavers = [rank for rank, member in self._roster if member.leaving]
-        for rank in leavers:
+        leavers = [(rank, member.register.agent) for rank, member in self._roster if member.leaving]
+        for rank, _ in leavers:
             self._roster.remove(rank)
-        return [self._drain(rank) for rank in leavers]
+        return [self._drain(*leaver) for leaver in leavers]
 
-    def _drain(self, rank: int) -> Send:
-        return Send(rank_tag(rank), Drain(group=self.group, epoch=self.epoch))
+    def _drain(self, rank: int, agent: str) -> Send:
+        return Send(rank_tag(rank), Drain(group=self.group, agent=agent, epoch=self.epoch))
+
+    def _restart(self, rank: int, agent: str, reason: str) -> Send:
+        return Send(rank_tag(rank), Restart(group=self.group, agent=agent, reason=reason))
 
     # ------------------------------------------------------------------------------------------------ they are lost
 
@@ -316,26 +319,25 @@ class Group:
 
     def stuck(self, ranks: Sequence[int], reason: str, now: float) -> list[Action]:
         """Ranks live and do not do what they were asked to: their processes have to start anew."""
-        held = [rank for rank in ranks if self._roster.get(rank) is not None]
-        restart = Restart(group=self.group, reason=reason)
         actions: list[Action] = []
-        if not self._bound:  # otherwise all are told, when the epoch ends
-            actions += [Send(rank_tag(rank), restart) for rank in held]
-            for rank in held:
-                self._heirs.dismiss(rank)  # the same word reaches who waits for the rank
-        for rank in held:
+        for rank in ranks:
+            member = self._roster.get(rank)
+            if member is not None and not self._bound:  # otherwise all are told, when the epoch ends
+                actions.append(self._restart(rank, member.register.agent, reason))
             actions += self._lose(rank, reason, now)
         return self._let_in(actions, now)
 
     def _lose(self, rank: int, reason: str, now: float) -> list[Action]:
-        if self._roster.get(rank) is None:
+        member = self._roster.get(rank)
+        if member is None:
             return []
         self._roster.lose(rank, reason)
         text = f"rank {rank} lost: {reason}"
         if self.state is GroupState.FORMING:
             self.reason = text
             return []
-        return self._failed(text, now) if self.state is GroupState.LOADING else self._end(text, now)
+        actions: list[Action] = [self._restart(rank, member.register.agent, reason)] if self._bound else []
+        return actions + (self._failed(text, now) if self.state is GroupState.LOADING else self._end(text, now))
 
     def _end(self, reason: str, now: float) -> list[Action]:
         """Ends the epoch. Where the ranks talk to each other by MindSpore's own means, their processes end with it."""
@@ -346,9 +348,8 @@ class Group:
             member.ready = False
         actions: list[Action] = [Ended(self.epoch, reason), *self._dismiss()]
         if self._bound:
-            actions.append(Send(RANK_ALL, Restart(group=self.group, reason=reason)))
+            actions += [self._restart(rank, member.register.agent, reason) for rank, member in self._roster]
             self._roster.clear()
-            self._heirs.clear()
         return actions
 
     def broken(self, reason: str, now: float) -> list[Action]:

@@ -127,7 +127,7 @@ class GroupLink(GroupPorts):
         self._channel = channel
         # Without it the group would be deaf; the next session opens it again.
         channel.closed.add_done_callback(lambda _: asyncio.ensure_future(connection.close()))
-        welcome = Welcome(group=self.group, orchestrator=orchestrator)
+        welcome = Welcome(group=self.group, agent="*", orchestrator=orchestrator)
         # Not mandatory: that nobody is there yet is the usual case.
         channel.publish(self._control, topology.RANK_ALL, codec.encode(welcome), mandatory=False)
 

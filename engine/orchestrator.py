@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -15,6 +16,7 @@ from ..schemas.errors import AlreadyRunning, ConnectionLost
 from . import signals
 from .catalog import Catalog
 from .connection import Connection
+from .front import Pools
 from .rank_table import RankTable
 from .session import Session
 from .settings import Settings
@@ -97,7 +99,8 @@ class Orchestrator:
                     # After a cut the broker may hold our own queues until it misses our heartbeats.
                     if not since or self._loop.time() - since > patience:
                         raise
-                    await asyncio.wait([asyncio.ensure_future(stop.wait())], timeout=1.0)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(stop.wait(), timeout=1.0)
                 finally:
                     await connection.close()
 
@@ -109,8 +112,7 @@ class Orchestrator:
             self._rank_tables,
             self._group,
             self._settings,
-            pools.stages,
-            pools.pipelines,
+            pools.pools,
             self._began,
         )
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
@@ -143,12 +145,14 @@ class _Pools:
     """The threads on which the servables' own Python runs."""
 
     def __init__(self, settings: Settings) -> None:
-        self.stages = ThreadPoolExecutor(settings.stage_threads, "stage")
-        self.pipelines = ThreadPoolExecutor(settings.pipeline_threads, "pipeline")
+        self.pools = Pools(
+            stages=ThreadPoolExecutor(settings.stage_threads, "stage"),
+            pipelines=ThreadPoolExecutor(settings.pipeline_threads, "pipeline"),
+        )
 
     def __enter__(self) -> _Pools:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stages.shutdown(wait=False, cancel_futures=True)
-        self.pipelines.shutdown(wait=False, cancel_futures=True)
+        self.pools.stages.shutdown(wait=False, cancel_futures=True)
+        self.pools.pipelines.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Every retry of rankmq: named policies of tenacity, each with an end and with jitter."""
+"""Every retry of rankmq: named policies of tenacity, each with an end and with jitter; and what is worth one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,22 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ..schemas.errors import AlreadyRunning, BrokerUnavailable
+from ..schemas.errors import (
+    AlreadyRunning,
+    AttemptsExhausted,
+    BrokerUnavailable,
+    RankmqError,
+    SessionLost,
+    TemporaryFailure,
+)
 
-__all__ = ["connecting", "taking_over"]
+__all__ = ["connecting", "given_up", "pause_before", "taking_over"]
 
 log = logging.getLogger(__name__)
 
 _JUST_PAST = 0.001
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 5.0
 
 
 def _say(state: RetryCallState) -> None:
@@ -68,3 +77,22 @@ def taking_over(seconds: float) -> AsyncRetrying:
         sleep=asyncio.sleep,
         reraise=True,
     )
+
+
+def pause_before(error: RankmqError, attempt: int) -> float | None:
+    """How long to wait before work is tried again, in seconds; None where it would only fail again.
+
+    Args:
+        error: what it met.
+        attempt: which attempt that was, from 1.
+    """
+    if isinstance(error, SessionLost):
+        return 0.0  # the next attempt waits for the ranks anyway
+    if isinstance(error, TemporaryFailure):
+        return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (attempt - 1))
+    return None
+
+
+def given_up(error: RankmqError, attempts: int) -> RankmqError:
+    """The error of work that was tried as often as it may be."""
+    return AttemptsExhausted(f"tried {attempts} times; last: {error.message}")

@@ -14,8 +14,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ..schemas.errors import InternalError, RankmqError, StageFailed
+from ..schemas.errors import InternalError, RankmqError, StageFailed, TemporaryFailure
 from ..schemas.tensors import dtype_name, from_array
+from . import retry
+from .life import Life
 from .servable import (
     Constant,
     FunctionStage,
@@ -31,6 +33,7 @@ from .servable import (
 )
 from .sessions import InstanceSessions
 from .ticket import Done, RowResult
+from .topology import DEFAULT_LANE
 from .waits import Waits
 
 __all__ = ["MethodRun", "RunContext", "RunPorts", "Tally", "ThreadCaller", "run_function", "run_pipeline"]
@@ -64,6 +67,10 @@ class RunContext:
         tally: kept over all its runs.
         waits: of the threads that its Python runs on.
         sessions: what the instance that runs holds on the ranks; None where rows of several instances run together.
+        lane: by which it came.
+        life: whether it is still wanted.
+        max_attempts: how often what fails for a reason that passes is tried.
+        alone: its calls share no step with others': ranks were lost under it more than once.
     """
 
     servable: Servable
@@ -72,6 +79,10 @@ class RunContext:
     tally: Tally = field(default_factory=Tally)
     waits: Waits = field(default_factory=Waits)
     sessions: InstanceSessions | None = None
+    lane: str = DEFAULT_LANE
+    life: Life = field(default_factory=Life)
+    max_attempts: int = 1
+    alone: bool = False
 
 
 class RunPorts(Protocol):
@@ -95,6 +106,9 @@ class RunPorts(Protocol):
 
     def in_pool(self, work: Callable[[], _T], done: Callable[[_T], None]) -> None:
         """Runs `work` on a thread, then `done` with its result on the loop."""
+
+    def later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Runs `work` on the loop, so many seconds from now."""
 
     def on_loop(self, work: Callable[[], None]) -> None:
         """Runs `work` on the loop; may be called from any thread."""
@@ -179,6 +193,9 @@ class _OwnThread(RunPorts):
 
         self._help_out(run)
 
+    def later(self, seconds: float, work: Callable[[], None]) -> None:
+        self._ports.later(seconds, work)
+
     def on_loop(self, work: Callable[[], None]) -> None:
         self._ports.on_loop(work)
 
@@ -202,7 +219,7 @@ class MethodRun:
         self._method = method
         self._rows = rows
         self._done = done
-        self._values: list[list[tuple[Any, ...]]] = [[] for _ in rows]
+        self._values: list[dict[int, tuple[Any, ...]]] = [{} for _ in rows]
         self._errors: dict[int, RankmqError] = {}
 
     def start(self) -> None:
@@ -213,22 +230,42 @@ class MethodRun:
         alive = [row for row in range(len(self._rows)) if row not in self._errors]
         if not alive or number == len(self._method.stages):
             self._finish()
+        else:
+            self._run_stage(number, alive, 1)
+
+    def _run_stage(self, number: int, rows: Sequence[int], attempt: int) -> None:
+        """Runs one stage over rows; those that fail for a reason that passes, once more after a pause."""
+        stage, over = self._method.stages[number], self._context.life.over
+        if over is not None:
+            self._errors.update(dict.fromkeys(rows, over))
+            self._advance(number + 1)
             return
-        stage = self._method.stages[number]
-        arguments = [tuple(self._value(row, ref) for ref in stage.inputs) for row in alive]
+        arguments = [tuple(self._value(row, ref) for ref in stage.inputs) for row in rows]
 
         def done(results: list[RowResult]) -> None:
-            for row, result in zip(alive, results, strict=True):
-                if isinstance(result, RankmqError):
-                    self._errors[row] = result
-                elif len(result) != stage.outputs_count:
-                    text = (
-                        f"{stage.where}: the stage has {len(result)} outputs where {stage.outputs_count} are declared"
-                    )
-                    self._errors[row] = StageFailed(text)
-                else:
-                    self._values[row].append(result)
-            self._advance(number + 1)
+            again: list[int] = []
+            pause = 0.0
+            for row, result in zip(rows, results, strict=True):
+                if not isinstance(result, RankmqError):
+                    if len(result) != stage.outputs_count:
+                        result = StageFailed(
+                            f"{stage.where}: the stage has {len(result)} outputs"
+                            f" where {stage.outputs_count} are declared"
+                        )
+                    else:
+                        self._values[row][number] = result
+                        continue
+                if isinstance(result, TemporaryFailure):
+                    pause = retry.pause_before(result, attempt) or 0.0
+                    if attempt < self._context.max_attempts:
+                        again.append(row)
+                        continue
+                    result = retry.given_up(result, attempt)
+                self._errors[row] = result
+            if again:
+                self._ports.later(pause, lambda: self._run_stage(number, again, attempt + 1))
+            else:
+                self._advance(number + 1)
 
         if isinstance(stage, SubgraphStage):
             self._ports.call_subgraph(self._context, stage.subgraph, arguments, done)

@@ -1,4 +1,4 @@
-"""The edge of the engine: a delivery from the requests queue in, a terminal outcome out.
+"""The edge of the engine: a delivery from a requests queue in, a terminal outcome out.
 
 Each request ends in exactly one of three ways: its reply is confirmed by the broker, or it is in the dead-letter queue,
 and then its delivery is acknowledged; or the broker has it back. No I/O of its own.
@@ -6,94 +6,65 @@ and then its delivery is acknowledged; or the broker has it back. No I/O of its 
 
 from __future__ import annotations
 
-import logging
+import heapq
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from ..schemas import codec, plain
 from ..schemas.errors import (
     AttemptsExhausted,
-    GroupUnavailable,
-    InvalidInput,
-    LimitExceeded,
+    Cancelled,
+    DeadlineExceeded,
     RankmqError,
-    ReplyUnroutable,
+    RequestIdReused,
     SessionLost,
-    StageFailed,
     Undecodable,
 )
 from ..schemas.limits import Limits
-from ..schemas.messages import ErrorInfo, InstanceError, Reply, Request, Stats
+from ..schemas.messages import Request
+from . import retry
+from .admission import Admission
+from .answering import Answering, AnswerPorts
+from .answers import Answers, check_of
+from .calls import CallPorts, Calls
 from .catalog import Catalog
-from .confirms import Outcome
+from .deadline import seconds_left
 from .delivery import Delivery
 from .driver import GroupDriver
-from .instances import arguments_of, named_outputs
-from .runs import MethodRun, RunContext, RunPorts, ThreadCaller, run_pipeline
+from .instances import arguments_of
+from .open_request import OpenRequest
+from .routes import dropped, lane_of
+from .runs import MethodRun, RunContext, ThreadCaller, run_pipeline
 from .servable import Method, Pipeline, Servable
 from .sessions import InstanceSessions
-from .slots import Session
 from .ticket import Done, RowResult
 from .waits import Waits
 
-__all__ = ["Service", "ServicePorts"]
+__all__ = ["CancelState", "Service", "ServicePorts"]
 
-log = logging.getLogger(__name__)
+CancelState = Literal["cancelled", "answered", "noted"]
 
-_REPLY_OVERHEAD = 4096
+_MOST_NOTED = 10_000
 
 
-class ServicePorts(Protocol):
+class ServicePorts(AnswerPorts, CallPorts, Protocol):
     """How the service reaches the world. All but `on_loop` are called on the loop."""
-
-    def reply(self, delivery: Delivery, body: bytes, content_type: str, then: Callable[[Outcome], None]) -> None:
-        """Publishes the reply to a request; `then` is called with what became of it."""
-
-    def dead_letter(self, delivery: Delivery, headers: Mapping[str, Any], then: Callable[[Outcome], None]) -> None:
-        """Publishes the request itself to the dead-letter exchange, with further headers."""
-
-    def ack(self, delivery: Delivery) -> None:
-        """Acknowledges the delivery."""
-
-    def hand_back(self, delivery: Delivery) -> None:
-        """Gives the delivery back to its queue."""
 
     def request_ended(self) -> None:
         """A request has its terminal outcome, or the broker has it back."""
 
-    def in_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Runs `work` on a thread for the functions of methods, then `done` with its result on the loop."""
-
     def in_pipeline_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """The same on a thread for pipelines."""
+        """Runs `work` on a thread for pipelines, then `done` with its result on the loop."""
 
-    def on_loop(self, work: Callable[[], None]) -> None:
-        """Runs `work` on the loop; may be called from any thread."""
-
-
-@dataclass(eq=False, slots=True)
-class _Open:
-    """A request that was taken and has no terminal outcome yet."""
-
-    delivery: Delivery
-    id: str
-    content_type: str
-    began: float
-    context: RunContext | None = None
-    results: list[RowResult | None] = field(default_factory=list)
-    output_names: tuple[str, ...] = ()
-    left: int = 0
-
-    @property
-    def reply_to(self) -> str:
-        """The queue for the answer; "" where nobody can be told."""
-        name = self.delivery.properties.reply_to
-        return name if isinstance(name, str) else ""
+    def wake_at(self, when: float) -> None:
+        """Has `Service.tick` called at a time of the monotonic clock."""
 
 
-class Service(RunPorts):
+class Service:
     """Takes requests, runs their methods and pipelines, answers them.
 
     Args:
@@ -101,9 +72,13 @@ class Service(RunPorts):
         drivers: by servable name and version; a servable without models has none.
         ports: how it reaches the world.
         clock: seconds, monotonic.
+        wall: seconds since 1970.
         limits: the bounds on a request.
-        max_attempts: how often a request may be delivered.
+        max_attempts: how often a request is tried.
+        max_deliveries: how often the broker may deliver it.
+        max_in_flight: how many requests run at once; those that were taken beyond them wait.
         max_message: largest message that the broker takes, in bytes.
+        answers: the memory of what was answered.
     """
 
     def __init__(
@@ -112,20 +87,33 @@ class Service(RunPorts):
         drivers: Mapping[tuple[str, int], GroupDriver],
         ports: ServicePorts,
         clock: Callable[[], float],
+        wall: Callable[[], float],
         *,
         limits: Limits,
         max_attempts: int,
+        max_deliveries: int,
+        max_in_flight: int,
         max_message: int,
+        answers: Answers,
     ) -> None:
         self._catalog = catalog
-        self._drivers = drivers
+        self._calls = Calls(catalog, drivers, ports, clock)
         self._ports = ports
         self._clock = clock
+        self._wall = wall
         self._limits = limits
         self._max_attempts = max_attempts
-        self._max_message = max_message
+        self._max_deliveries = max_deliveries
         self._waits = Waits()
-        self._open: dict[_Open, None] = {}
+        self._open: dict[OpenRequest, None] = {}
+        self._by_key: dict[str, OpenRequest] = {}
+        self._admission: Admission[OpenRequest] = Admission(max_in_flight)
+        self._admitting = False
+        self._answers = answers
+        self._answering = Answering(ports, clock, wall, answers, max_message, self._ended)
+        self._deadlines: list[tuple[float, int, OpenRequest]] = []
+        self._taken = 0
+        self._noted: OrderedDict[str, None] = OrderedDict()
         self.served = 0
         self.failed = 0
 
@@ -134,33 +122,118 @@ class Service(RunPorts):
         """Requests taken and not yet ended."""
         return len(self._open)
 
+    @property
+    def waiting(self) -> int:
+        """Of those, the ones that wait for others to end."""
+        return self._admission.waiting
+
     # ---------------------------------------------------------------------------------------------- taking a request
 
     def receive(self, delivery: Delivery) -> None:
         """Takes a request; whatever is wrong with it is answered, never raised."""
-        properties = delivery.properties
+        properties, body = delivery.properties, delivery.body
+        key = properties.message_id if isinstance(properties.message_id, str) else ""
         request_id = properties.message_id or properties.correlation_id or uuid.uuid4().hex
-        open_ = _Open(delivery, _readable(request_id), codec.MSGPACK, self._clock())
+        open_ = OpenRequest(delivery, _readable(request_id), key, check_of(body) if key else 0, self._clock())
         self._open[open_] = None
         try:
             _check_text(properties)
-            open_.content_type = codec.content_type_of(properties.content_type, delivery.body)
-            self._check_attempts(delivery)
-            request = codec.decode_request(delivery.body, open_.content_type, self._limits)
+            open_.content_type = codec.content_type_of(properties.content_type, body)
+            if self._is_known(open_):
+                return
+            self._by_key[key] = open_
+            lane = self._check_way(open_)
+            request = codec.decode_request(body, open_.content_type, self._limits)
             servable, entry = self._catalog.resolve(request.servable, request.version, request.method)
-            self._start(open_, request, servable, entry)
         except RankmqError as error:
-            self._fail(open_, error)
+            self._answering.fail(open_, error)
+            return
+        open_.start = partial(self._start, open_, request, servable, entry, lane)
+        self._admission.put(lane, open_)
+        self._admit()
 
-    def _check_attempts(self, delivery: Delivery) -> None:
-        count = delivery.headers.get("x-delivery-count", 0)
-        attempts = count + 1 if isinstance(count, int) else 1
-        if attempts > self._max_attempts:
-            raise AttemptsExhausted(f"delivered {attempts} times without an outcome; {self._max_attempts} are allowed")
+    def knows(self, delivery: Delivery) -> bool:
+        """Whether a delivery is of a request that is under way here or was answered, as far as is known."""
+        key = delivery.properties.message_id
+        return (
+            not isinstance(key, str)
+            or not key
+            or key in self._by_key
+            or self._answers.find(key, self._wall()) is not None
+        )
 
-    def _start(self, open_: _Open, request: Request, servable: Servable, entry: Method | Pipeline) -> None:
+    def _is_known(self, open_: OpenRequest) -> bool:
+        """Whether the request was taken before, and it is seen to that it ends as it did then.
+
+        Raises:
+            RequestIdReused: it was another one under the same id.
+        """
+        first = self._by_key.get(open_.key) if open_.key else None
+        if first is not None and not first.answered:
+            _check_same(open_, first.check)
+            first.followers.append(open_)
+            return True
+        known = self._answers.find(open_.key, self._wall()) if open_.key else None
+        if known is None:
+            return False
+        _check_same(open_, known.check)
+        routed = known.reply_to.get(open_.reply_to)
+        if routed and (open_.delivery.redelivered or not known.failed):
+            self._answering.settled(open_)
+        elif known.body is not None and (routed is False or not known.failed):
+            self._answering.again(open_, known)
+        else:
+            return False
+        return True
+
+    def _check_way(self, open_: OpenRequest) -> str:
+        """Whether the request may be served still, by what its message says.
+
+        Returns:
+            The lane that it came by.
+        """
+        delivery, now = open_.delivery, self._clock()
+        reason = dropped(delivery)
+        if reason == "expired":
+            raise DeadlineExceeded("it waited in its queue for longer than it was given")
+        if reason is not None:
+            raise AttemptsExhausted(f"the broker gave it up: {reason}")
+        lane = lane_of(delivery)
+        if open_.attempts > self._max_deliveries:
+            text = f"delivered {open_.attempts} times without an outcome; {self._max_deliveries} are allowed"
+            raise AttemptsExhausted(text)
+        left = seconds_left(delivery.properties, delivery.headers, self._wall())
+        if left is not None:
+            if left <= 0:
+                raise DeadlineExceeded(f"its deadline passed {-left:.3f} s before it was taken")
+            open_.deadline = now + left
+            self._taken += 1
+            heapq.heappush(self._deadlines, (open_.deadline, self._taken, open_))
+            self._ports.wake_at(self._deadlines[0][0])
+        if open_.key and self._noted.pop(open_.key, self) is None:
+            raise Cancelled("somebody asked for it to be given up before it was taken")
+        return lane
+
+    def _admit(self) -> None:
+        """Starts what may be started; requests that end while they are started let further ones start."""
+        if self._admitting:
+            return
+        self._admitting = True
+        try:
+            while (open_ := self._admission.take()) is not None:
+                start, open_.start = open_.start, None
+                if start is not None:
+                    start()
+        finally:
+            self._admitting = False
+
+    def _start(
+        self, open_: OpenRequest, request: Request, servable: Servable, entry: Method | Pipeline, lane: str
+    ) -> None:
         lenient = any(plain.is_untyped(value) for instance in request.instances for value in instance.values())
-        context = open_.context = RunContext(servable, open_.id, lenient, waits=self._waits)
+        context = open_.context = RunContext(
+            servable, open_.id, lenient, lane=lane, life=open_.life, waits=self._waits, max_attempts=self._max_attempts
+        )
         open_.output_names = entry.output_names
         open_.results = [None] * len(request.instances)
         open_.left = len(request.instances)
@@ -176,224 +249,137 @@ class Service(RunPorts):
         if isinstance(entry, Method) and not servable.slots:
             if rows:
                 places = [index for index, _ in rows]
-                MethodRun(self, context, entry, [row for _, row in rows], self._settler(open_, places)).start()
+                MethodRun(self._calls, context, entry, [row for _, row in rows], self._settler(open_, places)).start()
             return
         for index, row in rows:
             self._run(open_, context, entry, index, row)
 
     def _run(
         self,
-        open_: _Open,
+        open_: OpenRequest,
         context: RunContext,
         entry: Method | Pipeline,
         index: int,
         row: tuple[Any, ...],
         attempt: int = 1,
     ) -> None:
-        """Runs one instance by itself; where the ranks lose what they held for it, once more from its inputs."""
+        """Runs one instance by itself; where that fails for a reason that passes, once more from its inputs."""
         sessions = InstanceSessions()
-        own = replace(context, sessions=sessions)
+        own = replace(context, sessions=sessions, alone=1 < attempt == self._max_attempts)
 
         def ran(result: RowResult) -> None:
+            blameless = isinstance(result, SessionLost) and not sessions.suspect
             sessions.release()
-            if not isinstance(result, SessionLost):
+            pause = retry.pause_before(result, attempt) if isinstance(result, RankmqError) else None
+            following = attempt if blameless else attempt + 1
+            if not isinstance(result, RankmqError) or pause is None or context.life.over is not None:
                 self._settle(open_, index, result)
-            elif attempt < self._max_attempts:
-                self._run(open_, context, entry, index, row, attempt + 1)
+            elif following > self._max_attempts:
+                self._settle(open_, index, retry.given_up(result, attempt))
             else:
-                self._settle(open_, index, AttemptsExhausted(f"started {attempt} times; last: {result.message}"))
+                again = partial(self._run, open_, context, entry, index, row, following)
+                self._ports.later(pause, again) if pause else again()
 
         if isinstance(entry, Method):
-            MethodRun(self, own, entry, [row], lambda results: ran(results[0])).start()
+            MethodRun(self._calls, own, entry, [row], lambda results: ran(results[0])).start()
         else:
-            caller = ThreadCaller(self, own)
+            caller = ThreadCaller(self._calls, own)
             self._ports.in_pipeline_pool(lambda: run_pipeline(entry, row, caller), ran)
 
-    def _settler(self, open_: _Open, places: Sequence[int]) -> Done:
+    def _settler(self, open_: OpenRequest, places: Sequence[int]) -> Done:
         def done(results: list[RowResult]) -> None:
             for place, result in zip(places, results, strict=True):
                 self._settle(open_, place, result)
 
         return done
 
-    def _settle(self, open_: _Open, index: int, result: RowResult) -> None:
+    def _settle(self, open_: OpenRequest, index: int, result: RowResult) -> None:
         open_.results[index] = result
         open_.left -= 1
-        if open_.left == 0:
-            self._answer(open_)
+        if open_.left == 0 and open_ in self._open:
+            self._answering.results(open_)
 
-    # -------------------------------------------------------------------------------------------------- what runs ask
+    # --------------------------------------------------------------------------------------------------------- ending
 
-    def call_subgraph(self, context: RunContext, subgraph: int, rows: Sequence[tuple[Any, ...]], done: Done) -> None:
-        """Runs a subgraph of the context's servable over rows."""
-        driver = self._drivers.get((context.servable.name, context.servable.version))
-        if driver is None:
-            error = GroupUnavailable(f"servable {context.servable.name} has no ranks")
-            done([error] * len(rows))
-            return
-        began = self._clock()
-
-        def finished(results: list[RowResult]) -> None:
-            context.tally.calls += 1
-            context.tally.seconds += self._clock() - began
-            done(results)
-
-        def run(session: Session | None) -> None:
-            driver.call(subgraph, rows, finished, lenient=context.lenient, requests=(context.request,), session=session)
-
-        if driver.servable.slots and context.sessions is not None:
-            context.sessions.use(driver, run)
-        else:
-            run(None)
-
-    def call_method(
-        self,
-        context: RunContext,
-        servable: str,
-        version: int,
-        method: str,
-        row: tuple[Any, ...],
-        done: Done,
-        *,
-        ports: RunPorts,
-    ) -> None:
-        """Runs a method of any servable on one row, by means of `ports`."""
-        found, entry = self._catalog.resolve(servable, version, method)
-        if isinstance(entry, Pipeline):
-            raise InvalidInput(f"{servable}.{method} is a pipeline: a pipeline can call methods only")
-        if len(row) != len(entry.input_names):
-            raise InvalidInput(f"{servable}.{method} takes {', '.join(entry.input_names)}: got {len(row)} values")
-        inner = replace(context, servable=found)
-        MethodRun(ports, inner, entry, [row], done).start()
-
-    def in_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Runs `work` on a thread, then `done` with its result on the loop."""
-        self._ports.in_pool(work, done)
-
-    def on_loop(self, work: Callable[[], None]) -> None:
-        """Runs `work` on the loop; may be called from any thread."""
-        self._ports.on_loop(work)
-
-    # ------------------------------------------------------------------------------------------------------ answering
-
-    def _answer(self, open_: _Open) -> None:
-        if open_ not in self._open:
-            return
-        outcomes = [named_outputs(open_.output_names, result) for result in open_.results]
-        failures = {index: it for index, it in enumerate(outcomes) if isinstance(it, RankmqError)}
-        errors = [InstanceError(index=index, error=_info(failure)) for index, failure in failures.items()]
-        if len(errors) == len(outcomes) and len({error.error for error in errors}) == 1:
-            self._fail(open_, failures[0])
-            return
-        outputs = [None if isinstance(it, RankmqError) else it for it in outcomes]
-        reply = Reply(id=open_.id, outputs=outputs, errors=errors, stats=self._stats(open_))
-        try:
-            body = codec.encode_reply(reply, open_.content_type)
-        except RankmqError as error:
-            self._fail(open_, StageFailed(f"the reply cannot be sent: {error.message}"))
-            return
-        if len(body) + _REPLY_OVERHEAD > self._max_message:
-            text = (
-                f"the reply has {len(body)} bytes: the broker takes {self._max_message}; send fewer instances at once"
-            )
-            self._fail(open_, LimitExceeded(text))
-            return
-        if open_.reply_to:
-            self._publish(open_, body, failed=bool(errors))
-        elif errors:
-            self._dead_letter(open_, next(iter(failures.values())))
-        else:
-            self._end(open_, failed=False)  # nobody wants to know
-
-    def _fail(self, open_: _Open, error: RankmqError) -> None:
-        log.info("request failed: %s: %s", error.code, error.message, extra={"request": open_.id})
-        if not open_.reply_to:
-            self._dead_letter(open_, error)
-            return
-        reply = Reply(id=open_.id, error=_info(error), stats=self._stats(open_))
-        self._publish(open_, codec.encode_reply(reply, open_.content_type), failed=True)
-
-    def _publish(self, open_: _Open, body: bytes, *, failed: bool) -> None:
-        def then(outcome: Outcome) -> None:
-            if open_ not in self._open:
-                return
-            if outcome is Outcome.CONFIRMED:
-                self._end(open_, failed=failed)
-            elif outcome is Outcome.LOST:
-                self._forget(open_)  # the channel is gone, and the broker has the request back
-            else:
-                text = f"the reply queue {open_.reply_to!r} is gone or takes no messages"
-                self._dead_letter(open_, ReplyUnroutable(text))
-
-        try:
-            self._ports.reply(open_.delivery, body, open_.content_type, then)
-        except RankmqError as error:
-            self._dead_letter(open_, ReplyUnroutable(f"the reply cannot be sent: {error.message}"))
-
-    def _dead_letter(self, open_: _Open, error: RankmqError) -> None:
-        delivery = open_.delivery
-        headers = {
-            "rankmq-code": error.code,
-            "rankmq-reason": error.message[:2000],
-            "rankmq-request": open_.id,
-            "rankmq-exchange": delivery.exchange,
-            "rankmq-routing-key": delivery.routing_key,
-        }
-
-        def then(outcome: Outcome) -> None:
-            if outcome is Outcome.CONFIRMED:
-                self._end(open_, failed=True)
-            elif outcome is Outcome.LOST:
-                self._forget(open_)
-            elif self._forget(open_):
-                log.error("the dead-letter queue takes nothing: the request goes back", extra={"request": open_.id})
-                self._ports.hand_back(delivery)
-
-        try:
-            self._ports.dead_letter(delivery, headers, then)
-        except RankmqError as failure:
-            log.error("it cannot be dead-lettered: %s", failure.message, extra={"request": open_.id})
-            then(Outcome.REJECTED)
-
-    def _end(self, open_: _Open, *, failed: bool) -> None:
-        if open_ in self._open:
-            self._ports.ack(open_.delivery)
-            self.served += not failed
-            self.failed += failed
-            self._forget(open_)
-
-    def _forget(self, open_: _Open) -> bool:
+    def _ended(self, open_: OpenRequest, served: bool | None) -> bool:
+        """A request has its outcome, or the broker has it back; only once."""
         if self._open.pop(open_, self) is self:
             return False
+        if self._by_key.get(open_.key) is open_:
+            del self._by_key[open_.key]
+        self.served += served is True
+        self.failed += served is False
+        self._admission.ended(open_)
         self._ports.request_ended()
+        self._admit()
         return True
 
-    def _stats(self, open_: _Open) -> Stats:
-        tally = open_.context.tally if open_.context is not None else None
-        return Stats(
-            served_ms=round((self._clock() - open_.began) * 1e3, 3),
-            ranks_ms=round(tally.seconds * 1e3, 3) if tally else 0.0,
-            steps=tally.calls if tally else 0,
-        )
+    def tick(self) -> None:
+        """Time passed: what is past its deadline is given up."""
+        now = self._clock()
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2] not in self._open):
+            _, _, open_ = heapq.heappop(self._deadlines)
+            if open_ in self._open:
+                self._give_up(open_, DeadlineExceeded("its deadline passed before it was done"))
+        if self._deadlines:
+            self._ports.wake_at(self._deadlines[0][0])
 
-    # -------------------------------------------------------------------------------------------------------- stopping
+    def cancel(self, key: str) -> CancelState:
+        """Gives up a request, wherever it is: one that runs stops at its next step.
 
-    def hand_back_all(self) -> int:
-        """Gives what is not done back to the queue, and forgets it.
+        Args:
+            key: its message id.
+        """
+        open_ = self._by_key.get(key)
+        if open_ is not None and not open_.answered:
+            self._give_up(open_, Cancelled("somebody asked for it to be given up"))
+            return "cancelled"
+        if open_ is not None or self._answers.find(key, self._wall()) is not None:
+            return "answered"
+        self._noted[key] = None
+        while len(self._noted) > _MOST_NOTED:
+            self._noted.popitem(last=False)
+        return "noted"
+
+    def _give_up(self, open_: OpenRequest, error: RankmqError) -> None:
+        self._answering.fail(open_, error)
+        open_.life.end(error)
+
+    def hand_back_waiting(self) -> int:
+        """Gives back what was taken and has not been started.
 
         Returns:
             How many requests went back.
         """
-        handed = list(self._open)
-        self._open.clear()
+        return self._hand_back([it for it in self._open if it.start is not None])
+
+    def hand_back_all(self) -> int:
+        """Gives what is not done back to the queue, and forgets it. What waits for the broker's word on its answer
+        stays as it is: the broker has it back by itself, should the answer be lost.
+
+        Returns:
+            How many requests went back.
+        """
+        return self._hand_back([it for it in self._open if not it.answered])
+
+    def _hand_back(self, handed: list[OpenRequest]) -> int:
         for open_ in handed:
-            self._ports.hand_back(open_.delivery)
-            self._ports.request_ended()
-        return len(handed)
+            open_.answered = True
+        count = 0
+        for open_ in handed:
+            if self._ended(open_, None):
+                self._ports.hand_back(open_.delivery)
+                count += 1
+        return count
 
     def close(self, error: RankmqError) -> None:
         """Ends the waits of all threads that run a servable's Python for it; to be called from any thread, once."""
         self._waits.close(error)
+
+
+def _check_same(open_: OpenRequest, check: int) -> None:
+    if open_.check != check:
+        raise RequestIdReused(f"the message id {open_.id!r:.80} was used before, for other inputs")
 
 
 def _readable(text: str | bytes) -> str:
@@ -405,7 +391,6 @@ def _check_text(properties: Any) -> None:
     for name in ("content_type", "message_id", "correlation_id", "reply_to"):
         if isinstance(getattr(properties, name), bytes):
             raise Undecodable(f"the property {name} is not UTF-8")
-
-
-def _info(error: RankmqError) -> ErrorInfo:
-    return ErrorInfo(code=error.code, message=error.message, side=error.side)
+    encoding = properties.content_encoding
+    if encoding not in (None, "", "identity", "utf-8", "UTF-8"):
+        raise Undecodable(f"the content encoding {encoding!r:.40}: bodies are sent as they are")

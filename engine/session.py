@@ -11,36 +11,37 @@ import logging
 import os
 import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from ..schemas import codec
 from ..schemas.errors import ConnectionLost, OperatorError
-from ..schemas.messages import GroupId, QueueStatus, Status
+from ..schemas.messages import CancelReply, GroupId, QueueStatus, Status
 from . import topology
+from .answer_log import AnswerLog
+from .answers import Answers
 from .catalog import Catalog
-from .confirms import Outcome
 from .connection import Channel, Connection, Properties
 from .delivery import Delivery
+from .front import Front, FrontOwner, Pools
 from .group import GroupRules
 from .link import GroupLink
+from .open_request import OpenRequest
 from .rank_table import RankTable
 from .servable import Servable
 from .service import Service
 from .settings import Settings
+from .topology import QueueLimits
 
 __all__ = ["Session"]
 
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.5
-_MIB = 1024 * 1024
 
 
-class Session:
+class Session(FrontOwner):
     """One connection's worth of an orchestrator.
 
     Args:
@@ -49,8 +50,7 @@ class Session:
         rank_tables: by servable name and version.
         group: the name of its group among the servable's replicas.
         settings: see `Settings`.
-        stages: the threads for the functions of methods.
-        pipelines: the threads for pipelines.
+        pools: the threads for the servables' own Python.
         began: when the process began, as `time.time()`.
     """
 
@@ -61,8 +61,7 @@ class Session:
         rank_tables: Mapping[tuple[str, int], RankTable],
         group: str,
         settings: Settings,
-        stages: ThreadPoolExecutor,
-        pipelines: ThreadPoolExecutor,
+        pools: Pools,
         began: float,
     ) -> None:
         self._name = orchestrator
@@ -70,15 +69,13 @@ class Session:
         self._rank_tables = rank_tables
         self._group = group
         self._settings = settings
-        self._stages = stages
-        self._pipelines = pipelines
+        self._pools = pools
         self._began = began
         self._links: dict[tuple[str, int], GroupLink] = {}
         self._idle = asyncio.Event()
         self._serving: list[asyncio.Task[None]] = []
-        self._consuming: dict[str, str] = {}
         self._stopping = False
-        self._wake = asyncio.Event()
+        self._quiet_until = 0.0
         self.failure: OperatorError | None = None
         self.all_ready = asyncio.Event()
 
@@ -94,24 +91,34 @@ class Session:
         """
         self._loop = asyncio.get_running_loop()
         self._connection = connection
-        max_message = (16 if connection.server_version >= (4,) else 128) * _MIB
-        self._edge = await connection.channel(prefetch=self._settings.max_in_flight, vital=True)
+        settings = self._settings
+        edge = await connection.channel(prefetch=settings.max_in_flight, vital=True)
         self._inner = await connection.channel(vital=True)
         names = tuple(dict.fromkeys(servable.name for servable in self._catalog))
-        await self._edge.declare(topology.servable_queues(names))
+        limits = QueueLimits(settings.max_queue_length, settings.max_queue_age)
+        await edge.declare(topology.servable_queues(names, limits))
         for servable in self._catalog:
             if servable.models:
-                self._links[servable.name, servable.version] = self._link(servable, max_message)
-        self.service = Service(
+                self._links[servable.name, servable.version] = self._link(servable, connection.max_message)
+        answers = Answers(3600.0 * settings.remember_hours, settings.remember_bytes)
+        hours, most = settings.remember_hours, 4 * settings.remember_bytes
+        records = AnswerLog(connection, edge, answers, self._name, hours, most)
+        self._front = Front(edge, records, self._pools, self)
+        self.service = self._front.service = Service(
             self._catalog,
             {key: link.driver for key, link in self._links.items()},
-            self,
+            self._front,
             self._loop.time,
-            limits=self._settings.limits,
-            max_attempts=self._settings.max_attempts,
-            max_message=max_message,
+            time.time,
+            limits=settings.limits,
+            max_attempts=settings.max_attempts,
+            max_deliveries=settings.max_deliveries,
+            max_in_flight=settings.max_in_flight,
+            max_message=connection.max_message,
+            answers=answers,
         )
-        await self._listen_for_status()
+        await records.open()
+        await self._listen_for_questions()
         self._serving = [self._loop.create_task(self._serve(link)) for link in self._links.values()]
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
         self._check_ready()
@@ -150,24 +157,18 @@ class Session:
             step_timeout=settings.step_timeout,
         )
 
-    async def _listen_for_status(self) -> None:
-        queue = topology.status_queue(self._name)
-        await self._inner.declare(
-            (
-                topology.Queue(queue, durable=False, exclusive=True),
-                topology.Binding(queue, topology.STATUS),
-            )
-        )
-        await self._inner.consume(queue, self._on_status_query, no_ack=True)
+    async def _listen_for_questions(self) -> None:
+        await self._inner.declare(topology.status(self._name))
+        await self._inner.consume(topology.status_queue(self._name), self._on_question, no_ack=True)
 
-    # -------------------------------------------------------------------------------------------- requests, in and out
+    # -------------------------------------------------------------------------------------------------------- requests
 
     async def _consume_as_wanted(self, names: tuple[str, ...]) -> None:
         """Takes requests of the servables whose groups are ready, and of those only."""
         with self.guarded():
             while not self._connection.closed.done():
-                await self._wake.wait()
-                self._wake.clear()
+                await self._front.changed.wait()
+                self._front.changed.clear()
                 wanted = {
                     topology.requests_queue(name, lane)
                     for name in names
@@ -176,18 +177,7 @@ class Session:
                 }
                 if self.all_ready.is_set() and not self._stopping:
                     wanted.add(topology.UNROUTED)
-                for queue in wanted - self._consuming.keys():
-                    await self._consume(queue)
-                for queue in self._consuming.keys() - wanted:
-                    await self._edge.cancel(self._consuming.pop(queue))
-
-    async def _consume(self, queue: str) -> None:
-        def cancelled() -> None:
-            log.warning("the broker ended our consumer of %s", queue)
-            self._consuming.pop(queue, None)
-            self._wake.set()
-
-        self._consuming[queue] = await self._edge.consume(queue, self._on_request, cancelled=cancelled)
+                await self._front.consume(wanted)
 
     def _is_ready(self, name: str) -> bool:
         return all(link.ready for (it, _), link in self._links.items() if it == name)
@@ -195,98 +185,21 @@ class Session:
     def _check_ready(self) -> None:
         if all(link.ready for link in self._links.values()):
             self.all_ready.set()
-        self._wake.set()
-
-    def _on_request(self, delivery: Delivery) -> None:
-        with self.guarded():
-            if self._stopping:
-                self._edge.hand_back(delivery.tag)  # it was on its way when the consumer was cancelled
-            else:
-                self.service.receive(delivery)
-
-    def reply(self, delivery: Delivery, body: bytes, content_type: str, then: Callable[[Outcome], None]) -> None:
-        """Publishes the reply to a request, to the queue that it named."""
-        asked = delivery.properties
-        if not isinstance(asked.reply_to, str):  # bytes, where it is not UTF-8: no queue is called that
-            then(Outcome.RETURNED)
-            return
-        properties = Properties(
-            message_id=uuid.uuid4().hex,  # not made of the request's, which may be of any length and there twice
-            correlation_id=asked.correlation_id or asked.message_id,
-            content_type=content_type,
-            delivery_mode=2,
-            timestamp=int(time.time()),
-            app_id="rankmq",
-        )
-        self._publish(self._edge, "", asked.reply_to, body, properties, then)
-
-    def dead_letter(self, delivery: Delivery, headers: Mapping[str, Any], then: Callable[[Outcome], None]) -> None:
-        """Publishes the request itself to the dead-letter exchange."""
-        asked = delivery.properties
-        properties = Properties(
-            message_id=asked.message_id or headers.get("rankmq-request"),
-            correlation_id=asked.correlation_id,
-            reply_to=asked.reply_to,
-            content_type=asked.content_type,
-            priority=asked.priority,
-            timestamp=int(time.time()),
-            delivery_mode=2,
-            headers={**delivery.headers, **headers},
-        )
-        key = delivery.routing_key if isinstance(delivery.routing_key, str) else ""  # bytes, where it is not UTF-8
-        self._publish(self._edge, topology.DEAD, key or "unknown", delivery.body, properties, then)
+        self._front.changed.set()
 
     def request_ended(self) -> None:
         """A request has its terminal outcome."""
         if self._stopping and not self.service.in_flight:
             self._idle.set()
 
-    def ack(self, delivery: Delivery) -> None:
-        """Acknowledges the delivery."""
-        self._edge.ack(delivery.tag)
+    def epoch_of(self, open_: OpenRequest) -> int | None:
+        """The epoch of the group that a request was for."""
+        context = open_.context
+        link = self._links.get((context.servable.name, context.servable.version)) if context is not None else None
+        return link.driver.group.epoch if link is not None else None
 
-    def hand_back(self, delivery: Delivery) -> None:
-        """Gives the delivery back to its queue."""
-        self._edge.hand_back(delivery.tag)
-
-    def _publish(
-        self,
-        channel: Channel,
-        exchange: str,
-        key: str,
-        body: bytes,
-        properties: Any,
-        then: Callable[[Outcome], None] | None,
-    ) -> None:
-        try:
-            channel.publish(exchange, key, body, properties, then=then)
-        except ConnectionLost:
-            if then is not None:
-                then(Outcome.LOST)
-
-    # -------------------------------------------------------------------------------------------------------- threads
-
-    def in_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Runs `work` on a thread for the functions of methods, then `done` with its result on the loop."""
-        self._in(self._stages, work, done)
-
-    def in_pipeline_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """The same on a thread for pipelines."""
-        self._in(self._pipelines, work, done)
-
-    def _in(self, pool: ThreadPoolExecutor, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        def run() -> None:
-            result = work()
-            self.on_loop(lambda: done(result))
-
-        pool.submit(run).add_done_callback(_report)
-
-    def on_loop(self, work: Callable[[], None]) -> None:
-        """Runs `work` on the loop; may be called from any thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._run_guarded, work)
-
-    def _run_guarded(self, work: Callable[[], None]) -> None:
+    def run_guarded(self, work: Callable[[], None]) -> None:
+        """Runs something at the top of the loop: a defect is logged, and ends the session."""
         with self.guarded():
             work()
 
@@ -314,15 +227,42 @@ class Session:
 
     def _tick(self) -> None:
         with self.guarded():
-            for link in self._links.values():
-                link.tick()
+            settings, now = self._settings, self._loop.time()
+            if self._connection.blocked:  # nobody's messages come through: that the ranks are silent says nothing
+                self._quiet_until = now + settings.heartbeat_seconds * settings.heartbeats_missed
+            elif now >= self._quiet_until:
+                for link in self._links.values():
+                    link.tick()
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
 
     # --------------------------------------------------------------------------------------------------------- status
 
-    def _on_status_query(self, delivery: Delivery) -> None:
+    def _on_question(self, delivery: Delivery) -> None:
         with self.guarded():
-            self._loop.create_task(self._tell_status(delivery))
+            if delivery.exchange == topology.CANCEL:
+                self._cancel(delivery)
+            else:
+                self._loop.create_task(self._tell_status(delivery))
+
+    def _cancel(self, delivery: Delivery) -> None:
+        """Gives up the request that the message's correlation id names, and says so to whoever asked."""
+        asked = delivery.properties
+        if not isinstance(asked.correlation_id, str):
+            log.warning("refused a cancel: its correlation_id is to name the request")
+            return
+        state = self.service.cancel(asked.correlation_id)
+        log.info("asked to cancel %s: %s", asked.correlation_id, state, extra={"request": asked.correlation_id})
+        if isinstance(asked.reply_to, str) and asked.reply_to:
+            content_type = codec.JSON if asked.content_type == codec.JSON else codec.MSGPACK
+            reply = CancelReply(orchestrator=self._name, id=asked.correlation_id, state=state)
+            properties = Properties(content_type=content_type, correlation_id=asked.message_id, app_id="rankmq")
+            self._tell(asked.reply_to, codec.encode_cancel_reply(reply, content_type), properties)
+
+    def _tell(self, reply_to: str, body: bytes, properties: Any) -> None:
+        try:
+            self._inner.publish("", reply_to, body, properties)
+        except ConnectionLost as error:
+            log.debug("not told: %s", error.message)
 
     async def _tell_status(self, delivery: Delivery) -> None:
         status = await self._status()
@@ -331,7 +271,7 @@ class Session:
             properties = Properties(
                 content_type=codec.MSGPACK, correlation_id=delivery.properties.correlation_id, app_id="rankmq"
             )
-            self._publish(self._inner, "", reply_to, codec.encode(status), properties, None)
+            self._tell(reply_to, codec.encode(status), properties)
 
     async def _status(self) -> Status:
         channel = await self._connection.channel(confirm=False)
@@ -344,7 +284,8 @@ class Session:
             host=socket.gethostname(),
             pid=os.getpid(),
             uptime_seconds=round(time.time() - self._began, 3),
-            in_flight=self.service.in_flight,
+            in_flight=self.service.in_flight - self.service.waiting,
+            waiting=self.service.waiting,
             max_in_flight=self._settings.max_in_flight,
             served=self.service.served,
             failed=self.service.failed,
@@ -365,14 +306,17 @@ class Session:
         Returns:
             How many requests were handed back.
         """
-        self._stopping = True
-        self._wake.set()
+        self._stopping = self._front.stopping = True
+        self._front.changed.set()
+        handed = self.service.hand_back_waiting()
         if self.service.in_flight:
             finished: asyncio.Future[Any] = asyncio.ensure_future(self._idle.wait())
             ends: list[asyncio.Future[Any]] = [finished, self._connection.closed]
             await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             finished.cancel()
-        handed = self.service.hand_back_all()
+        handed += self.service.hand_back_all()
+        if not self.service.in_flight and not self._connection.closed.done():
+            await self._front.settle()
         for link in self._links.values():
             link.release()
         return handed
@@ -389,12 +333,6 @@ class Session:
         ended = ConnectionLost("the orchestrator's connection to the broker ended")
         for link in self._links.values():
             link.driver.fail_all(ended)
-        if hasattr(self, "service"):
+        if hasattr(self, "_front"):
+            self._front.close()
             self.service.close(ended)
-
-
-def _report(future: Future[None]) -> None:
-    """A thread of ours that raised has a defect: what it ran catches everything that a servable can raise."""
-    error = future.exception()
-    if error is not None:
-        log.error("a defect on a thread", exc_info=error)

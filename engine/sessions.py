@@ -20,6 +20,11 @@ class InstanceSessions:
         self._sessions: dict[GroupDriver, Session] = {}
         self._released = False
 
+    @property
+    def suspect(self) -> bool:
+        """Whether a step with a call of it was under way when an epoch ended: it may be what ended it."""
+        return any(session.suspect for session in self._sessions.values())
+
     def use(self, driver: GroupDriver, then: Callable[[Session | None], None]) -> None:
         """Calls `then` with the instance's session on a group, once there is one.
 

@@ -41,6 +41,22 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(
         64, ge=1, le=10_000, description="requests that an orchestrator takes from a queue at once"
     )
+    max_queue_length: int = Field(
+        1_000_000, ge=1, le=100_000_000, description="requests that may wait in a requests queue; more are refused"
+    )
+    max_queue_age: float = Field(
+        0.0, ge=0, le=30 * 86400, description="seconds that a request may wait in its queue; 0 for any time"
+    )
+    max_deliveries: int = Field(
+        10, ge=1, le=20, description="how often the broker may deliver a request, each time to an end without outcome"
+    )
+    hold_seconds: float = Field(
+        1200.0, gt=0, description="after so long a request that still runs is taken anew from the broker"
+    )
+    remember_hours: int = Field(1, ge=1, le=720, description="how long the ids of answered requests are remembered")
+    remember_bytes: int = Field(
+        256 * 1024 * 1024, ge=1_000_000, description="how many bytes of answers are remembered with them"
+    )
     lockstep_window: int = Field(4, ge=1, le=1024, description="steps sent ahead of the slowest rank")
     max_attempts: int = Field(3, ge=1, le=20, description="how often a request is tried when a group is lost under it")
     wait_agents_time_in_seconds: float = Field(0.0, ge=0, description="wait so long for all ranks; 0 waits for ever")

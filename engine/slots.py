@@ -9,17 +9,19 @@ from dataclasses import dataclass
 __all__ = ["Session", "Slots"]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Session:
     """A slot that is held for one instance of a request while it runs.
 
     Attributes:
         slot: its number, from 0: the same on every rank.
         epoch: in which it was given; what the ranks held of it ends with that epoch.
+        suspect: whether a step with a call of it was under way when that epoch ended.
     """
 
     slot: int
     epoch: int
+    suspect: bool = False
 
 
 class Slots:

@@ -10,6 +10,7 @@ import numpy as np
 from ..schemas.errors import RankmqError
 from .batcher import PendingCall
 from .slots import Session
+from .topology import DEFAULT_LANE
 
 __all__ = ["Done", "RowResult", "Ticket"]
 
@@ -27,12 +28,16 @@ class Ticket:
         requests: ids of the requests that it is part of.
         done: called with one result or error per row, in order.
         session: the state on the ranks that the rows belong to, if to any.
+        alone: its rows share no step with others.
+        lane: by which its request came.
     """
 
     __slots__ = (
         "_done",
         "_left",
         "_results",
+        "alone",
+        "lane",
         "lenient",
         "pending",
         "places",
@@ -52,12 +57,16 @@ class Ticket:
         requests: tuple[str, ...],
         done: Done,
         session: Session | None = None,
+        alone: bool = False,
+        lane: str = DEFAULT_LANE,
     ) -> None:
         self.subgraph = subgraph
         self.rows = rows
         self.lenient = lenient
         self.requests = requests
         self.session = session
+        self.alone = alone
+        self.lane = lane
         self.pending: PendingCall | None = None  # the rows that could be run, as they wait for their steps
         self.places: list[int] = []  # per row that could be run, where it stands among the rows
         self.voids: dict[int, int] = {}  # by place, how many epochs were lost under it
@@ -77,6 +86,11 @@ class Ticket:
         """Gives every row that has no result this error."""
         for place in range(len(self._results)):
             self.settle(place, error)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all its rows have their results."""
+        return self._left == 0
 
     def is_settled(self, place: int) -> bool:
         """Whether a row has its result."""

@@ -1,14 +1,16 @@
 """Every exchange, queue and binding of rankmq, as data, in one place. `Channel.declare` makes them.
 
-producer --> rankmq.requests --(servable)--> rankmq.requests.<servable>.normal   quorum, durable
-                 | no such servable
-                 +--> rankmq.unrouted                                            quorum, answered by any orchestrator
+producer --> rankmq.requests --(servable.lane)--> rankmq.requests.<servable>.<lane>   quorum, durable
+                 | no such servable         | expired, or delivered too often
+                 +--> rankmq.unrouted <-----+                                    quorum, answered by any orchestrator
 orchestrator --> rankmq.<group>.subgraph.<i> --(rank.<r>, rank.all)--> rankmq.<group>.rank.<r>.<agent>   exclusive
 orchestrator --> rankmq.<group>.control      --(rank.<r>, rank.all)--> the same queues
 agent --> rankmq.results --(group)--> rankmq.results.<group>                     exclusive to the orchestrator
 agent --> rankmq.control --(group)--> rankmq.control.<group>                     exclusive to the orchestrator
 orchestrator <--> rankmq.lease.<group>                                           single active consumer
-anyone --> rankmq.status --> rankmq.status.<orchestrator>                        exclusive to the orchestrator
+anyone --> rankmq.status, rankmq.cancel --> rankmq.status.<orchestrator>         exclusive to the orchestrator
+orchestrator --> rankmq.answers                                                  stream: which requests were answered
+orchestrator <--> rankmq.held.<orchestrator>                                     requests that run for long
 what cannot be answered --> rankmq.dead --> rankmq.dead                          quorum, durable
 """
 
@@ -20,8 +22,11 @@ from typing import Any, Literal
 from ..schemas.messages import GroupId
 
 __all__ = [
+    "ANSWERS",
+    "CANCEL",
     "CONTROL",
     "DEAD",
+    "DEFAULT_LANE",
     "DELIVERY_LIMIT",
     "LANES",
     "RANK_ALL",
@@ -32,10 +37,15 @@ __all__ = [
     "Binding",
     "Exchange",
     "Queue",
+    "QueueLimits",
     "Topology",
+    "answers",
+    "boot_mark",
     "control_queue",
     "edge",
     "group_exchanges",
+    "held",
+    "held_exchange",
     "inner",
     "lease",
     "lease_queue",
@@ -45,11 +55,13 @@ __all__ = [
     "rank_queue",
     "rank_tag",
     "requests",
+    "requests_key",
     "requests_queue",
     "results_queue",
     "servable_queues",
     "stage_bindings",
     "stage_tag",
+    "status",
     "status_queue",
     "subgraph_exchange",
 ]
@@ -60,11 +72,17 @@ DEAD = "rankmq.dead"
 CONTROL = "rankmq.control"
 RESULTS = "rankmq.results"
 STATUS = "rankmq.status"
+CANCEL = "rankmq.cancel"
+ANSWERS = "rankmq.answers"
 RANK_ALL = "rank.all"
-LANES: tuple[str, ...] = ("normal",)
+LANES: tuple[str, ...] = ("high", "normal", "low")
+DEFAULT_LANE = "normal"
 DELIVERY_LIMIT = 25
 """After how many deliveries the broker itself dead-letters a request: the last resort against one that takes the
 orchestrator down each time. A queue's arguments cannot change, so this does not follow any setting."""
+
+_MOST_DEAD = 1_000_000
+_HELD_MS = 60_000
 
 Kind = Literal["direct", "fanout", "topic"]
 
@@ -101,9 +119,27 @@ class Binding:
 Topology = tuple[Exchange | Queue | Binding, ...]
 
 
-def requests_queue(servable: str, lane: str = "normal") -> str:
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What a requests queue holds at most; past it the broker refuses, and the producer hears of it.
+
+    Attributes:
+        length: messages.
+        age_seconds: seconds that a request may wait in it; 0 for any time.
+    """
+
+    length: int = 1_000_000
+    age_seconds: float = 0.0
+
+
+def requests_queue(servable: str, lane: str = DEFAULT_LANE) -> str:
     """The queue in which requests for a servable wait."""
     return f"{REQUESTS}.{servable}.{lane}"
+
+
+def requests_key(servable: str, lane: str = DEFAULT_LANE) -> str:
+    """The routing key of a request; the servable's name alone is the normal lane."""
+    return servable if lane == DEFAULT_LANE else f"{servable}.{lane}"
 
 
 def lease_queue(group: GroupId) -> str:
@@ -155,11 +191,11 @@ def _quorum(name: str, **arguments: Any) -> Queue:
     return Queue(name, arguments={"x-queue-type": "quorum", **arguments})
 
 
-def _dead_letters(key: str) -> dict[str, Any]:
+def _dead_letters(to: str, key: str | None = None) -> dict[str, Any]:
     """What the broker itself dead-letters (expired, delivered too often) it moves at least once, not at most once."""
     return {
-        "x-dead-letter-exchange": DEAD,
-        "x-dead-letter-routing-key": key,
+        "x-dead-letter-exchange": to,
+        **({} if key is None else {"x-dead-letter-routing-key": key}),
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",  # which the strategy asks for
         "x-delivery-limit": DELIVERY_LIMIT,
@@ -170,14 +206,16 @@ def edge() -> Topology:
     """What producers publish to and where dead letters go; the same for every servable."""
     return (
         Exchange(DEAD, "topic"),
-        _quorum(DEAD),
+        # Dead letters are looked at again and again, and each look is a delivery.
+        _quorum(DEAD, **{"x-delivery-limit": 1_000_000_000, "x-max-length": _MOST_DEAD}),
         Binding(DEAD, DEAD, "#"),
         Exchange(UNROUTED, "fanout"),
-        _quorum(UNROUTED, **_dead_letters("unrouted")),
+        _quorum(UNROUTED, **_dead_letters(DEAD, "unrouted"), **{"x-max-length": _MOST_DEAD}),
         Binding(UNROUTED, UNROUTED),
         Exchange(REQUESTS, arguments={"alternate-exchange": UNROUTED}),
         *inner(),
         Exchange(STATUS, "fanout"),
+        Exchange(CANCEL, "fanout"),
     )
 
 
@@ -186,25 +224,79 @@ def inner() -> Topology:
     return (Exchange(CONTROL), Exchange(RESULTS))
 
 
-def requests(servable: str) -> Topology:
+def requests(servable: str, limits: QueueLimits = QueueLimits()) -> Topology:  # frozen
     """The requests queues of one servable, one per lane.
 
     Args:
         servable: its name.
+        limits: what each of them holds at most.
     """
+    bounds: dict[str, Any] = {"x-max-length": limits.length}
+    if limits.age_seconds:
+        bounds["x-message-ttl"] = round(limits.age_seconds * 1000)
     out: list[Queue | Binding] = []
     for lane in LANES:
         name = requests_queue(servable, lane)
         out += [
-            _quorum(name, **_dead_letters(servable)),
+            _quorum(name, **_dead_letters(UNROUTED), **bounds),
             Binding(name, REQUESTS, f"{servable}.{lane}"),
         ]
     return (*out, Binding(requests_queue(servable), REQUESTS, servable))
 
 
-def servable_queues(servables: tuple[str, ...]) -> Topology:
+def servable_queues(servables: tuple[str, ...], limits: QueueLimits = QueueLimits()) -> Topology:
     """The edge and the requests queues of all servables of an orchestrator."""
-    return (*edge(), *(item for name in servables for item in requests(name)))
+    return (*edge(), *(item for name in servables for item in requests(name, limits)))
+
+
+def answers(hours: int, max_bytes: int) -> Topology:
+    """The log of what was answered: a stream, so that every orchestrator can read it, and again from the start.
+
+    Args:
+        hours: how long an answer is kept, at least.
+        max_bytes: how large the log may get, in bytes.
+    """
+    arguments = {
+        "x-queue-type": "stream",
+        "x-max-age": f"{hours}h",
+        "x-max-length-bytes": max_bytes,
+        "x-stream-max-segment-size-bytes": max(1_000_000, max_bytes // 16),
+    }
+    return (Queue(ANSWERS, arguments=arguments),)
+
+
+def boot_mark(session: str) -> str:
+    """A transient exchange that an orchestrator declares with each connection: gone once the broker was restarted."""
+    return f"rankmq.boot.{session}"
+
+
+def held_exchange(orchestrator: str) -> str:
+    """The exchange, and the queue, through which an orchestrator keeps what runs for long."""
+    return f"rankmq.held.{orchestrator}"
+
+
+def held(orchestrator: str) -> Topology:
+    """Where an orchestrator keeps a request that runs for longer than the broker lets a delivery be unacknowledged.
+
+    What nobody takes out of it goes back to its requests queue, by the routing key that it always had.
+
+    Args:
+        orchestrator: its name.
+    """
+    name = held_exchange(orchestrator)
+    arguments = {
+        **_dead_letters(REQUESTS),
+        "x-message-ttl": _HELD_MS,
+        "x-expires": 4 * _HELD_MS,
+        "x-max-length": _MOST_DEAD,
+    }
+    return (Exchange(name, "fanout"), _quorum(name, **arguments), Binding(name, name))
+
+
+def status(orchestrator: str) -> Topology:
+    """Where an orchestrator is asked for its status, and told what to cancel."""
+    queue = status_queue(orchestrator)
+    return (Queue(queue, durable=False, exclusive=True), Binding(queue, STATUS), Binding(queue, CANCEL))
 
 
 def group_exchanges(group: GroupId, subgraphs: int) -> Topology:

@@ -18,19 +18,32 @@ import msgspec.msgpack
 from . import plain
 from .errors import InvalidInput, LimitExceeded, Undecodable, UnsupportedSchema
 from .limits import Limits
-from .messages import SCHEMA_VERSION, Message, Reply, Request, Status, ToAgent, ToOrchestrator
+from .messages import (
+    SCHEMA_VERSION,
+    AnswersSent,
+    CancelReply,
+    Message,
+    Reply,
+    Request,
+    Status,
+    ToAgent,
+    ToOrchestrator,
+)
 from .tensors import Tensor
 
 __all__ = [
     "JSON",
     "MSGPACK",
     "content_type_of",
+    "decode_answers_sent",
+    "decode_cancel_reply",
     "decode_reply",
     "decode_request",
     "decode_status",
     "decode_to_agent",
     "decode_to_orchestrator",
     "encode",
+    "encode_cancel_reply",
     "encode_reply",
     "encode_request",
 ]
@@ -62,6 +75,9 @@ _reply = msgspec.msgpack.Decoder(Reply)
 _to_agent: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToAgent)
 _to_orchestrator: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToOrchestrator)
 _status = msgspec.msgpack.Decoder(Status)
+_answers_sent = msgspec.msgpack.Decoder(AnswersSent)
+_cancel_reply = msgspec.msgpack.Decoder(CancelReply)
+_json_cancel_reply = msgspec.json.Decoder(CancelReply)
 _version = msgspec.msgpack.Decoder(_Version)
 _json_request = msgspec.json.Decoder(_JsonRequest)
 _json_reply = msgspec.json.Decoder(_JsonReply)
@@ -222,6 +238,37 @@ def decode_status(body: bytes) -> Status:
         UnsupportedSchema: of another schema version.
     """
     message: Status = _decode(_status, _version, body, "MessagePack")
+    return message
+
+
+def decode_answers_sent(body: bytes) -> AnswersSent:
+    """An entry in the log of answers.
+
+    Raises:
+        Undecodable: not MessagePack, or not of the declared types.
+        UnsupportedSchema: of another schema version.
+    """
+    message: AnswersSent = _decode(_answers_sent, _version, body, "MessagePack")
+    return message
+
+
+def encode_cancel_reply(reply: CancelReply, content_type: str = MSGPACK) -> bytes:
+    """What became of a cancel, as MessagePack or as JSON."""
+    return _encoded(_encode_json if content_type == JSON else _encode, reply)
+
+
+def decode_cancel_reply(body: bytes, content_type: str = MSGPACK) -> CancelReply:
+    """What became of a cancel.
+
+    Raises:
+        Undecodable: not MessagePack or JSON, or not of the declared types.
+        UnsupportedSchema: of another schema version.
+    """
+    message: CancelReply = (
+        _decode(_json_cancel_reply, _json_version, body, "JSON")
+        if content_type == JSON
+        else _decode(_cancel_reply, _version, body, "MessagePack")
+    )
     return message
 
 

@@ -1,8 +1,8 @@
-"""The messages of the edge, which producers see: `Request` in, `Reply` out."""
+"""The messages of the edge, which producers see: `Request` in, `Reply` out; what became of a cancel."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -10,7 +10,7 @@ from msgspec import Meta
 from .base import Count, ErrorInfo, Message, Name, Part
 from .tensors import Tensor
 
-__all__ = ["InstanceError", "Reply", "Request", "Stats", "Value"]
+__all__ = ["CancelReply", "InstanceError", "Reply", "Request", "Stats", "Value"]
 
 Value = Tensor | None | bool | int | float | str | list[Any]
 """An input of an instance: a tensor, or a plain value that is made one (see `tensors.from_plain`); bare binary is not
@@ -64,3 +64,18 @@ class Reply(Message, frozen=True, kw_only=True, forbid_unknown_fields=False):
     errors: list[InstanceError] = msgspec.field(default_factory=list)
     error: ErrorInfo | None = None
     stats: Stats | None = None
+
+
+class CancelReply(Message, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """What an orchestrator says of a request that it was asked to give up.
+
+    Attributes:
+        orchestrator: its name.
+        id: the request's id.
+        state: "cancelled": it had the request, and has answered it with `cancelled`; "answered": it was answered
+            before; "noted": it does not know the request, and will not serve it should it come.
+    """
+
+    orchestrator: str
+    id: str
+    state: Literal["cancelled", "answered", "noted"]

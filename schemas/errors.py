@@ -9,9 +9,13 @@
     │   ├── UnknownServable
     │   ├── UnknownMethod
     │   ├── UnknownVersion
-    │   └── ReplyUnroutable       the queue named by reply_to is gone
+    │   ├── ReplyUnroutable       the queue named by reply_to is gone
+    │   ├── RequestIdReused       the id was used before, for other inputs
+    │   ├── DeadlineExceeded      not served within the time that the sender gave it
+    │   └── Cancelled             somebody asked for it to be given up
     ├── ServingError              side "engine": the request was fine, serving it failed
     │   ├── StageFailed           a Python function of the servable raised
+    │   ├── TemporaryFailure      raised by such a function for what may succeed a little later
     │   ├── GraphFailed           a subgraph raised on a rank
     │   ├── CollectiveFailed      the ranks could not talk to each other within a graph
     │   ├── RanksDisagree         the ranks' outputs differ where they must be equal
@@ -22,6 +26,7 @@
     ├── ProducerError             side "producer": raised by the producer library itself
     │   ├── ReplyTimeout          no reply within the time given
     │   ├── ConnectionLost        the broker went away and did not come back in time
+    │   ├── QueueFull             the requests queue is at its limit and stays so
     │   ├── InstancesFailed       some instances of a request failed; holds the others' outputs
     │   └── ClientClosed
     ├── LockstepError             side "engine": a rank refuses a step (gap, repeat, foreign epoch)
@@ -48,11 +53,13 @@ __all__ = [
     "AttemptsExhausted",
     "BrokerRefused",
     "BrokerUnavailable",
+    "Cancelled",
     "ClientClosed",
     "CollectiveFailed",
     "CollectivesUnavailable",
     "ConfigurationError",
     "ConnectionLost",
+    "DeadlineExceeded",
     "GraphFailed",
     "GroupError",
     "GroupUnavailable",
@@ -64,16 +71,19 @@ __all__ = [
     "ModelError",
     "OperatorError",
     "ProducerError",
+    "QueueFull",
     "RankmqError",
     "RanksDisagree",
     "ReplyTimeout",
     "ReplyUnroutable",
     "RequestError",
+    "RequestIdReused",
     "ServableError",
     "ServingError",
     "SessionLost",
     "Side",
     "StageFailed",
+    "TemporaryFailure",
     "Undecodable",
     "UnknownMethod",
     "UnknownServable",
@@ -152,6 +162,24 @@ class ReplyUnroutable(RequestError):
     code = "reply_unroutable"
 
 
+class RequestIdReused(RequestError):
+    """A request with this message id and other inputs was taken before; an id stands for one request."""
+
+    code = "request_id_reused"
+
+
+class DeadlineExceeded(RequestError):
+    """The request was not served within the time that its sender gave it, or that its queue allows."""
+
+    code = "deadline_exceeded"
+
+
+class Cancelled(RequestError):
+    """Somebody asked for the request to be given up."""
+
+    code = "cancelled"
+
+
 class ServingError(RankmqError):
     """The request was fine; serving it failed."""
 
@@ -163,6 +191,12 @@ class StageFailed(ServingError):
     """A Python function of the servable (stage or pipeline) raised, or returned a wrong number of outputs."""
 
     code = "stage_failed"
+
+
+class TemporaryFailure(ServingError):
+    """Raised by a function of a servable for what may succeed a little later: it is tried again, up to max_attempts."""
+
+    code = "temporary_failure"
 
 
 class GraphFailed(ServingError):
@@ -232,6 +266,12 @@ class ConnectionLost(ProducerError):
     """The broker went away and did not come back in time."""
 
     code = "connection_lost"
+
+
+class QueueFull(ProducerError):
+    """The requests queue is at its limit, and was so at each of several tries."""
+
+    code = "queue_full"
 
 
 class ClientClosed(ProducerError):

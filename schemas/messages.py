@@ -13,14 +13,17 @@ import msgspec
 from msgspec import Meta
 
 from .base import MAX_ERROR_MESSAGE, SCHEMA_VERSION, Count, ErrorInfo, GroupId, Identifier, Message, Part
-from .edge import InstanceError, Reply, Request, Stats, Value
+from .edge import CancelReply, InstanceError, Reply, Request, Stats, Value
 from .status import Forming, GroupStatus, QueueStatus, RankStatus, Status
 from .tensors import Tensor
 
 __all__ = [
     "MAX_ERROR_MESSAGE",
     "SCHEMA_VERSION",
+    "Answered",
+    "AnswersSent",
     "Call",
+    "CancelReply",
     "Column",
     "Drain",
     "ErrorInfo",
@@ -240,18 +243,64 @@ class StatusQuery(Message, tag="status_query", frozen=True, kw_only=True):
     """Somebody asks for a `Status`, to be sent to the message's reply_to."""
 
 
+# ------------------------------------------------------------------------------- what orchestrators tell each other
+
+
+class Answered(Part, frozen=True, kw_only=True):
+    """A request was answered.
+
+    Attributes:
+        id: its message id.
+        check: of its body, to tell another request under the same id.
+        reply_to: where the answer went; "" where nobody was told.
+        content_type: of the answer.
+        body: the answer, where it is not too large to be kept.
+        failed: serving it failed for a reason that may pass.
+    """
+
+    id: str
+    check: Count
+    reply_to: str = ""
+    content_type: str = ""
+    body: bytes | None = None
+    failed: bool = False
+
+
+class AnswersSent(Message, tag="answers_sent", frozen=True, kw_only=True):
+    """An entry in the log of answers; it was published right behind the answers themselves, on the same channel.
+
+    Attributes:
+        orchestrator: whose it is.
+        session: of which connection of it; the mark that shows whether the broker was restarted since carries it.
+        at_ms: milliseconds since 1970.
+        answers: what was answered; none in an entry that only marks a place.
+        settled: the connection is about to end, and the broker has confirmed all answers that it sent.
+    """
+
+    orchestrator: str
+    session: Identifier
+    at_ms: Count
+    answers: tuple[Answered, ...] = ()
+    settled: bool = False
+
+
 # ------------------------------------------------------------------------------------------ orchestrator to agents
 
 
 class Welcome(Message, tag="welcome", frozen=True, kw_only=True):
-    """An orchestrator took up the group; every agent of it registers (again)."""
+    """An orchestrator took up the group: who it is for registers (again).
+
+    Attributes:
+        agent: whom it is for; "*": every agent of the group.
+    """
 
     group: GroupId
+    agent: Identifier
     orchestrator: Identifier
 
 
 class Refused(Message, tag="refused", frozen=True, kw_only=True):
-    """The orchestrator does not want this agent; it ends with this word."""
+    """The orchestrator does not want this agent, "*" being every agent of the group; it ends with this word."""
 
     group: GroupId
     rank: Count
@@ -309,16 +358,21 @@ class Form(Message, tag="form", frozen=True, kw_only=True):
 
 
 class Drain(Message, tag="drain", frozen=True, kw_only=True):
-    """Nothing more will come in this epoch: finish what was sent, then end."""
+    """Nothing more will come for this agent: it finishes what was sent, then ends."""
 
     group: GroupId
+    agent: Identifier
     epoch: Count
 
 
 class Restart(Message, frozen=True, tag="restart", kw_only=True):
-    """The epoch ended, and this process cannot be part of another: its communication is bound to it; start anew."""
+    """This agent's process cannot be part of another epoch: its communication is bound to one, or it is stuck.
+
+    It starts anew. Whoever else holds or wants its rank by now is not meant.
+    """
 
     group: GroupId
+    agent: Identifier
     reason: str = ""
 
 

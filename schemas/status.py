@@ -77,5 +77,6 @@ class Status(Message, frozen=True, kw_only=True):
     max_in_flight: Count
     served: Count
     failed: Count
+    waiting: Count = 0
     groups: tuple[GroupStatus, ...] = ()
     queues: tuple[QueueStatus, ...] = ()

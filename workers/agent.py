@@ -103,6 +103,7 @@ class Agent:
         self._plans: tuple[GraphPlan, ...] = ()
         self._peers: tuple[int, ...] = ()
         self._epoch = 0
+        self._ending = False
 
     def run(self) -> None:
         """Serves as its rank.
@@ -155,6 +156,7 @@ class Agent:
     def end(self, failure: RankmqError | None = None) -> None:
         """Finish what was given before, then end."""
         self._failure = failure
+        self._ending = True
         self._work.put(None)
 
     def restart(self) -> None:
@@ -182,6 +184,10 @@ class Agent:
 
     def _form(self, link: AgentLink, form: Form) -> None:
         config = self._config
+
+        def stopped() -> bool:
+            return self._ending or form.epoch != self._epoch
+
         log.info("loading for epoch %d, communication %s", form.epoch, form.communication, extra={"epoch": form.epoch})
         try:
             self._peers = form.peers
@@ -196,10 +202,14 @@ class Agent:
                 form.scheduler,
                 form.rank_table,
                 config.settings.load_timeout / 2,
+                stopped,
             )
             graphs = self._executor.warm_up()
         except RankmqError as error:
-            self._load_failed(link, form, error)
+            if stopped():
+                log.info("left epoch %d: %s", form.epoch, error.message, extra={"epoch": form.epoch})
+            else:
+                self._load_failed(link, form, error)
             return
         link.ready(Ready(group=config.group, epoch=form.epoch, rank=config.rank, agent=config.agent, graphs=graphs))
 

@@ -287,7 +287,7 @@ class AgentLink:
     def _on_control(self, message: Welcome | Refused | Form | Drain | Restart) -> None:
         config = self._config
         match message:
-            case Welcome():
+            case Welcome() if message.agent in (config.agent, "*"):
                 self._guard = None
                 self._register()
             case Refused() if message.agent in (config.agent, "*"):
@@ -301,9 +301,9 @@ class AgentLink:
                 self._work.alive(serving=False)
                 self._guard = LockstepGuard(config.group, config.rank, message.epoch)
                 self._work.form(message)
-            case Drain() if self._leaving:
+            case Drain() if self._leaving and message.agent == config.agent:
                 self._work.end()
-            case Restart():
+            case Restart() if message.agent == config.agent:
                 log.warning("starting anew: %s", message.reason)
                 self._work.restart()
 

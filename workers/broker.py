@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +19,9 @@ from .broker_config import LOOPBACK, NODE_NAME, Account, Ports, TlsFiles, boot_f
 from .broker_guard import Guard
 from .broker_server import Server, find_server, link_modules, link_plugins
 from .broker_state import StateFolder, reserve_ports
+from .broker_users import User, definitions
 
-__all__ = ["PrivateBroker", "TlsFiles", "find_server"]
+__all__ = ["PrivateBroker", "TlsFiles", "User", "find_server"]
 
 LOG = logging.getLogger(__name__)
 
@@ -54,7 +55,10 @@ class PrivateBroker:
         start_timeout: seconds until `start` gives up.
         stop_timeout: seconds that the node has for an orderly end before it is killed.
         tls: files of a second listener, for amqps.
-        extra_conf: further lines of rabbitmq.conf.
+        extra_conf: further lines of rabbitmq.conf, by key.
+        advanced_conf: what advanced.config says, in Erlang's terms: `[{rabbit, [{channel_tick_interval, 1000}]}].`
+        users: further users; see `user_url`.
+        vhosts: further virtual hosts, in which the node's own user may do anything.
         fast: boot through links to the modules (see `broker_server`); if that fails, `start` tries again without.
     """
 
@@ -67,6 +71,9 @@ class PrivateBroker:
         stop_timeout: float = 20,
         tls: TlsFiles | None = None,
         extra_conf: Mapping[str, str] | None = None,
+        advanced_conf: str = "",
+        users: Iterable[User] = (),
+        vhosts: Iterable[str] = (),
         fast: bool = True,
     ) -> None:
         self._state = StateFolder(Path(state_dir))
@@ -75,6 +82,9 @@ class PrivateBroker:
         self._stop_timeout = stop_timeout
         self._tls = tls
         self._extra_conf = dict(extra_conf or {})
+        self._advanced_conf = advanced_conf
+        self._users = {user.name: user for user in users}
+        self._vhosts = tuple(vhosts)
         self._fast = fast
         self._guard: Guard | None = None
         self._node: _Node | None = None
@@ -98,9 +108,28 @@ class PrivateBroker:
     def tls_url(self) -> str:
         """The AMQPS URL, where `tls` was given; its host is `localhost`, as a certificate would say."""
         node = self._started()
-        if node.ports.tls is None:
-            raise ConfigurationError("this private broker has no TLS listener: give it certificate files (tls=)")
-        return node.account.url(node.ports.tls, host="localhost", scheme="amqps")
+        return node.account.url(_tls_port(node), host="localhost", scheme="amqps")
+
+    def user_url(self, name: str, *, tls: bool = False) -> str:
+        """The AMQP URL of one of `users`, for its virtual host.
+
+        Args:
+            name: the user's.
+            tls: whether the AMQPS URL is wanted.
+
+        Raises:
+            ConfigurationError: there is no such user, or no TLS listener.
+        """
+        node = self._started()
+        user = self._users.get(name)
+        if user is None:
+            raise ConfigurationError(
+                f"this private broker has no user {name}: it has {', '.join(self._users) or 'none'}"
+            )
+        account = Account(user.name, user.password)
+        if tls:
+            return account.url(_tls_port(node), host="localhost", scheme="amqps", vhost=user.vhost)
+        return account.url(node.ports.amqp, vhost=user.vhost)
 
     @property
     def pid(self) -> int:
@@ -207,7 +236,7 @@ class PrivateBroker:
             account = replace(account, ports=ports.by_name())
             state.keep(account)
             state.make_cookie()
-            state.write("rabbitmq.conf", render_conf(account, ports, tls=self._tls, extra=self._extra_conf))
+            self._configure(account, ports)
             environment = node_environment(
                 os.environ,
                 state=state.path,
@@ -237,6 +266,15 @@ class PrivateBroker:
             account = replace(account, used=True)
             state.keep(account)
             self._node = _Node(server, account, ports, environment, guard.pid)
+
+    def _configure(self, account: Account, ports: Ports) -> None:
+        state = self._state
+        defined = state.path / "definitions.json" if self._users or self._vhosts else None
+        if defined is not None:
+            state.write(defined.name, definitions(account, self._users.values(), self._vhosts))
+        conf = render_conf(account, ports, tls=self._tls, definitions=defined, extra=self._extra_conf)
+        state.write("rabbitmq.conf", conf)
+        state.write("advanced.config", self._advanced_conf or "[].\n")
 
     def _wait_until_up(self, guard: Guard, ports: Ports, until: float, logged: int) -> None:
         """Wait until AMQP is spoken at the port.
@@ -282,6 +320,12 @@ def _installed() -> Server:
     if server is None:
         raise BrokerUnavailable(f"{script} is there, but Erlang (erl, epmd) is not on the PATH: {_HOW_TO_GET}")
     return server
+
+
+def _tls_port(node: _Node) -> int:
+    if node.ports.tls is None:
+        raise ConfigurationError("this private broker has no TLS listener: give it certificate files (tls=)")
+    return node.ports.tls
 
 
 def _speaks_amqp(port: int, *, timeout: float) -> bool:

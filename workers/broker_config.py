@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 from ..schemas.errors import ConfigurationError
 
@@ -101,9 +102,10 @@ class Account:
         """The text to keep."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
-    def url(self, port: int, *, host: str = LOOPBACK, scheme: str = "amqp") -> str:
-        """An AMQP URL for the default virtual host."""
-        return f"{scheme}://{self.user}:{self.password}@{host}:{port}/%2F"
+    def url(self, port: int, *, host: str = LOOPBACK, scheme: str = "amqp", vhost: str = "/") -> str:
+        """An AMQP URL."""
+        user, password, vhost = (quote(part, safe="") for part in (self.user, self.password, vhost))
+        return f"{scheme}://{user}:{password}@{host}:{port}/{vhost}"
 
 
 def _damaged(file: Path) -> ConfigurationError:
@@ -113,7 +115,12 @@ def _damaged(file: Path) -> ConfigurationError:
 
 
 def render_conf(
-    account: Account, ports: Ports, *, tls: TlsFiles | None = None, extra: Mapping[str, str] | None = None
+    account: Account,
+    ports: Ports,
+    *,
+    tls: TlsFiles | None = None,
+    definitions: Path | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> str:
     """The node's rabbitmq.conf, in words that RabbitMQ 3.10 to 4.x all know.
 
@@ -121,6 +128,7 @@ def render_conf(
         account: becomes the only user (there is no guest).
         ports: `amqp`, and `tls` where `tls` files are given.
         tls: adds a listener that asks its clients for a certificate.
+        definitions: a file of users and virtual hosts; they are made at every start.
         extra: further keys, or other values for these.
     """
     lines = {
@@ -143,6 +151,8 @@ def render_conf(
             "ssl_options.verify": "verify_peer",
             "ssl_options.fail_if_no_peer_cert": "true",
         }
+    if definitions is not None:
+        lines["load_definitions"] = str(definitions)
     lines |= extra or {}
     return "".join(f"{key} = {value}\n" for key, value in lines.items())
 
@@ -188,7 +198,7 @@ def node_environment(
             "RABBITMQ_CONF_ENV_FILE": str(state / "no-rabbitmq-env.conf"),
             "RABBITMQ_CONFIG_FILE": str(state / "rabbitmq.conf"),
             "RABBITMQ_CONFIG_FILES": str(state / "no-conf.d"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(state / "no-advanced.config"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(state / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(state / "no-enabled-plugins"),
             "RABBITMQ_MNESIA_BASE": str(state / "data"),
             "RABBITMQ_LOG_BASE": str(state / "log"),

@@ -8,7 +8,7 @@ process's main thread.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,6 +73,7 @@ class Executor(Protocol):
         address: str = "",
         rank_table: Mapping[str, Any] | None = None,
         timeout: float = 90.0,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Join the group of ranks whose graphs talk to each other. Every rank calls it, and waits for the others.
 
@@ -83,9 +84,11 @@ class Executor(Protocol):
             address: where the ranks find each other: for mccl host:port that rank 0 offers, for shm a segment's name.
             rank_table: for hccl: the table in its 1.0 form.
             timeout: seconds until the others must be there.
+            stopped: asked again and again, as far as it can be, while this rank waits for the others: whether to give
+                up. `abort` only ends what has begun.
 
         Raises:
-            GroupError: a rank did not come in time, or the group cannot be made.
+            GroupError: a rank did not come in time, this one was told to give up, or the group cannot be made.
             AlreadyRunning: somebody else has the port.
             ModelError: a graph names a group that does not exist here.
         """

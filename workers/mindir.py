@@ -6,14 +6,17 @@ this module imports nothing of MindSpore. The numbers below are that schema's `T
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..schemas.errors import ModelError
-from ..schemas.messages import TensorSpec
+from ..schemas.messages import GraphInfo, TensorSpec
+from .executor import read_model_file
 
-__all__ = ["GraphFacts", "read_graph"]
+__all__ = ["GraphFacts", "graph_info", "read_graph"]
 
 _DTYPES = {
     **{1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16"},
@@ -39,6 +42,25 @@ class GraphFacts:
     data_files: tuple[str, ...]
 
 
+def graph_info(facts: GraphFacts, file: Path, digest: str) -> GraphInfo:
+    """The description of a model file, as the other ranks get to know it.
+
+    Args:
+        facts: what it says.
+        file: its path.
+        digest: of its content; those of the files beside it that hold its weights are taken in.
+
+    Raises:
+        ModelError: such a file is missing or may not be read.
+    """
+    if facts.data_files:  # a large model keeps its weights in files beside it
+        parts = [digest, *(read_model_file(file.parent / name)[1] for name in facts.data_files)]
+        digest = hashlib.sha256("".join(parts).encode()).hexdigest()
+    return GraphInfo(
+        file=file.name, digest=digest, inputs=facts.inputs, outputs=facts.outputs, collectives=bool(facts.groups)
+    )
+
+
 def read_graph(model: Any, name: str) -> GraphFacts:
     """Read a parsed file.
 
@@ -55,7 +77,7 @@ def read_graph(model: Any, name: str) -> GraphFacts:
     inputs = []
     for value in graph.input:
         tensors = list(_tensors(value))
-        if len(tensors) != 1:
+        if len(tensors) != 1 or tensors[0].scalar:
             raise ModelError(f"{name}: input {_short(value.name)} is not one tensor: a graph takes tensors only")
         inputs.append(_spec(tensors[0], _short(value.name), name))
     found = [tensor for value in graph.output for tensor in _tensors(value)]
@@ -64,24 +86,35 @@ def read_graph(model: Any, name: str) -> GraphFacts:
     return GraphFacts(tuple(inputs), tuple(outputs), frozenset(_groups(model)), tuple(dict.fromkeys(locations)))
 
 
-def _tensors(value: Any) -> Iterator[Any]:
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor of an input or output; `scalar`: a number that is none, of which the file says that it has one size."""
+
+    proto: Any
+    scalar: bool = False
+
+
+def _tensors(value: Any) -> Iterator[_Tensor]:
     """The tensors of an input or output: its own, or those of the tuple that it is."""
-    yield from value.tensor
+    yield from map(_Tensor, value.tensor)
     if not value.tensor and value.HasField("attr_info"):
         yield from _flat(value.attr_info)
 
 
-def _flat(attribute: Any) -> Iterator[Any]:
-    yield from attribute.tensors
+def _flat(attribute: Any) -> Iterator[_Tensor]:
+    scalar = attribute.type == getattr(attribute, "SCALAR", None)  # which older schemas do not have
+    for proto in attribute.tensors:
+        yield _Tensor(proto, scalar)
     for part in attribute.values:
         yield from _flat(part)
 
 
-def _spec(tensor: Any, label: str, name: str) -> TensorSpec:
-    dtype = _DTYPES.get(tensor.data_type)
+def _spec(tensor: _Tensor, label: str, name: str) -> TensorSpec:
+    kind = tensor.proto.data_type
+    dtype = _DTYPES.get(kind)
     if dtype is None:
-        raise ModelError(f"{name}: {label} is of a data type (number {tensor.data_type}) that cannot be sent")
-    shape = tuple(int(size) for size in tensor.dims)
+        raise ModelError(f"{name}: {label} is of a data type (number {kind}) that cannot be sent")
+    shape = () if tensor.scalar else tuple(int(size) for size in tensor.proto.dims)
     if _DYNAMIC_RANK in shape:
         raise ModelError(f"{name}: {label} has any number of dimensions: export it with a shape")
     return TensorSpec(name=label, dtype=dtype, shape=shape)

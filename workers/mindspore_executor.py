@@ -7,17 +7,11 @@ that a process may import it once and fork the ranks.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import logging
 import os
-import signal
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +19,25 @@ from typing import Any
 os.environ.setdefault("GLOG_v", "4")
 
 import mindspore as ms
-import msgspec
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from mindspore import communication
+from mindspore.communication import init
 from mindspore.train import mind_ir_pb2
 
-from ..engine.rank_table import parse_rank_table
 from ..schemas.errors import CollectiveFailed, GraphFailed, GroupError, ModelError
 from ..schemas.messages import GraphInfo, GraphPlan, TensorSpec
-from ..schemas.tensors import BFLOAT16, dtype_name, numpy_dtype
+from ..schemas.tensors import BFLOAT16, numpy_dtype
 from .collectives import CollectivesUnavailable, SharedGroup, library
 from .collectives.rewrite import exported_size, rewrite
 from .collectives.self_test import self_test
 from .executor import check_inputs, own, plan_for, read_model_file, with_batch
-from .mindir import GraphFacts, read_graph
-from .rendezvous import await_server, check_free, free_port, gather_ranks, split_address, woken
+from .joining import be_scheduler, join_hccl, join_scheduler, join_store
+from .mindir import GraphFacts, graph_info, read_graph
+from .mindspore_errors import MINDSPORE_ERRORS, first_line, model_errors
+from .rendezvous import free_port
+from .rewriting import Rewriting
+from .shared_parameters import share
+from .warming import warm_inputs, with_outputs
 
 __all__ = ["MindSporeExecutor", "free_port", "run_scheduler", "scheduler_needed"]
 
@@ -49,10 +46,7 @@ log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 _WORLD_GROUPS = {"mccl": "mccl_world_group", "hccl": "hccl_world_group"}
-_MINDSPORE_ERRORS = (RuntimeError, TypeError, ValueError)
-_WARM_ROWS = 3  # the batch of a first call: a number that a graph hardly has among its own sizes
-_COLLECTIVE_SECONDS = 120
-_STORE_SECONDS = 1.0
+_SCALARS = {float: "float32", int: "int64", bool: "bool"}  # what numbers are in a graph, if it does not say
 
 
 class MindSporeExecutor:
@@ -69,7 +63,7 @@ class MindSporeExecutor:
         self._plans: tuple[GraphPlan, ...] = ()
         self._shared: tuple[str, ...] = ()
         self._shared_group: SharedGroup | None = None
-        self._rewritten: tuple[Path, int] | None = None
+        self._rewriting: Rewriting | None = None
         self._infos: tuple[GraphInfo, ...] = ()
         self._groups: frozenset[str] = frozenset()
         self._cells: list[Any] = []
@@ -93,7 +87,7 @@ class MindSporeExecutor:
         try:
             path = library()
             ms.set_context(mode=ms.GRAPH_MODE)
-            self_test(ms, path, parse=_parse, first_line=_first_line)
+            self_test(ms, path, parse=_parse, first_line=first_line)
             for file in files:
                 model = _parse(read_model_file(file)[0])
                 rewrite(model, path, exported_size(model))
@@ -129,10 +123,11 @@ class MindSporeExecutor:
         address: str = "",
         rank_table: Mapping[str, Any] | None = None,
         timeout: float = 90.0,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """See `Executor.open_group`. A process can be part of one group in its life."""
+        """See `Executor.open_group`. A process can be part of one group in its life, unless it is through shm."""
         if communication == "shm":
-            self._open_shared(rank, size, address, timeout)
+            self._open_shared(rank, size, address, timeout, stopped)
             return
         if communication not in ("none", *_WORLD_GROUPS):
             raise GroupError(f"communication is 'none', 'shm', 'mccl' or 'hccl', not {communication!r}")
@@ -151,20 +146,20 @@ class MindSporeExecutor:
         self._joined = communication
         began = time.monotonic()
         if communication == "hccl":
-            _join_hccl(rank, size, rank_table)
+            join_hccl(init, rank, size, rank_table)
         elif scheduler_needed():
-            _join_scheduler(rank, size, address, timeout)
+            join_scheduler(init, rank, size, address, timeout)
         else:
             self._store = _join_store(rank, size, address, timeout)
         log.info("rank %d of %d joined through %s in %.2f s", rank, size, communication, time.monotonic() - began)
 
-    def _open_shared(self, rank: int, size: int, name: str, timeout: float) -> None:
+    def _open_shared(self, rank: int, size: int, name: str, timeout: float, stopped: Callable[[], bool]) -> None:
         path = library()
         if self._shared_group is None:
             self._shared_group = SharedGroup(path)
-        if self._rewritten != (path, size):
-            self._rewritten, self._cells = (path, size), []
-        self._shared_group.open(name, rank, size, timeout)
+        if self._rewriting != Rewriting(path, size):
+            self._rewriting, self._cells = Rewriting(path, size), []
+        self._shared_group.open(name, rank, size, timeout, stopped)
 
     def warm_up(self) -> tuple[GraphInfo, ...]:
         """See `Executor.warm_up`."""
@@ -173,7 +168,7 @@ class MindSporeExecutor:
             if self._threads is not None and self.device == "CPU":
                 _limit_threads(self._threads)
             self._cells = [
-                _cell(file, info, self._rewritten) for file, info in zip(self._files, self._infos, strict=True)
+                _cell(file, info, self._rewriting) for file, info in zip(self._files, self._infos, strict=True)
             ]
             for number in range(1, len(self._cells)):
                 self._share(number, range(number))
@@ -182,19 +177,14 @@ class MindSporeExecutor:
 
     def _share(self, subgraph: int, others: Iterable[int]) -> None:
         """Has a graph that was not called yet use the parameters of others where they are to be the same."""
-        known = {it.name: it for number in others for it in self._cells[number].get_parameters()}
-        for parameter in self._cells[subgraph].get_parameters():
-            if any(fnmatchcase(parameter.name, pattern) for pattern in self._shared):
-                owner = known.get(parameter.name)
-                if owner is not None:
-                    _check_alike(self._files[subgraph], parameter, owner)
-                    parameter.assign_value(owner)
+        owners = (it for number in others for it in self._cells[number].get_parameters())
+        share(self._shared, self._cells[subgraph].get_parameters(), owners, self._files[subgraph])
 
     def _warmed(self, subgraph: int) -> GraphInfo:
         info, plan = self._infos[subgraph], plan_for(self._plans, subgraph)
-        with _model_errors(self._files[subgraph]):
-            outputs = self._call(subgraph, [_zeros(spec) for spec in info.inputs])
-        return msgspec.structs.replace(info, outputs=tuple(_outputs(info, plan, outputs)))
+        with model_errors(self._files[subgraph]):
+            outputs = self._call(subgraph, warm_inputs(info))
+        return with_outputs(info, plan, outputs)
 
     def run(self, subgraph: int, inputs: Sequence[Array]) -> list[Array]:
         """See `Executor.run`."""
@@ -202,20 +192,20 @@ class MindSporeExecutor:
         check_inputs(info, inputs)
         if subgraph in self._failed:
             # A graph in which an operator failed refuses all further calls; a new one with its parameters does not.
-            self._cells[subgraph] = _cell(self._files[subgraph], info, self._rewritten, self._cells[subgraph])
+            self._cells[subgraph] = _cell(self._files[subgraph], info, self._rewriting, self._cells[subgraph])
             self._failed.discard(subgraph)
             self._share(subgraph, (number for number in range(len(self._cells)) if number != subgraph))
         try:
             return self._call(subgraph, inputs)
-        except _MINDSPORE_ERRORS as error:
+        except MINDSPORE_ERRORS as error:
             self._failed.add(subgraph)
-            raise GraphFailed(f"{info.file}: {_first_line(error)}") from error
+            raise GraphFailed(f"{info.file}: {first_line(error)}") from error
 
     def _call(self, subgraph: int, inputs: Sequence[Array]) -> list[Array]:
         # A tensor aliases its array, which must be aligned and in C order: a view of a message need not be either.
         arrays = [np.require(it, None, ("C_CONTIGUOUS", "ALIGNED")) for it in inputs]
         outputs = self._cells[subgraph](*(_to_tensor(array) for array in arrays))
-        results = [own(_to_array(output), arrays) for output in _flat(outputs)]
+        results = [own(output, arrays) for output in _to_arrays(outputs, self._infos[subgraph].outputs)]
         fault = self._shared_group.fault() if self._shared_group is not None else None
         if fault is not None:
             raise CollectiveFailed(fault.message, fault.rank)
@@ -245,21 +235,7 @@ def _read(file: Path) -> tuple[GraphInfo, GraphFacts]:
     except DecodeError:
         raise ModelError(f"the model file {file} is not a MINDIR file, or is cut off") from None
     facts = read_graph(model, str(file))
-    if facts.data_files:  # a large model keeps its weights in files beside it
-        parts = [digest, *(read_model_file(file.parent / name)[1] for name in facts.data_files)]
-        digest = hashlib.sha256("".join(parts).encode()).hexdigest()
-    info = GraphInfo(
-        file=file.name, digest=digest, inputs=facts.inputs, outputs=facts.outputs, collectives=bool(facts.groups)
-    )
-    return info, facts
-
-
-def _check_alike(file: Path, parameter: Any, owner: Any) -> None:
-    if (parameter.shape, parameter.dtype) != (owner.shape, owner.dtype):
-        raise ModelError(
-            f"the model file {file}: parameter {parameter.name} is {parameter.dtype} {list(parameter.shape)}, to be "
-            f"shared with one that is {owner.dtype} {list(owner.shape)}"
-        )
+    return graph_info(facts, file, digest), facts
 
 
 @functools.cache
@@ -267,66 +243,21 @@ def _limit_threads(count: int) -> None:
     ms.device_context.cpu.op_tuning.threads_num(count)  # once in the life of a process; more is refused
 
 
-def _cell(file: Path, info: GraphInfo, rewritten: tuple[Path, int] | None, previous: Any = None) -> Any:
+def _cell(file: Path, info: GraphInfo, rewriting: Rewriting | None, previous: Any = None) -> Any:
     """The graph of a file, to be called as `info` says.
 
     Args:
         file: the model file.
         info: its inputs, with -1 for what may be of any size.
-        rewritten: the library and the number of ranks, where its collectives go through shared memory.
+        rewriting: where its collectives go through shared memory.
         previous: the same graph, whose parameters it is to have.
     """
     parameters = None if previous is None else {it.name: it for it in previous.get_parameters()}
-    with _model_errors(file), _as_rewritten(file, rewritten) as source:
+    with model_errors(file), nullcontext(file) if rewriting is None else rewriting.source(file, _parse) as source:
         cell = ms.nn.GraphCell(ms.load(str(source)), params_init=parameters)
         if any(-1 in spec.shape for spec in info.inputs):  # then one compile serves every size
             cell.set_inputs(*(_placeholder(spec) for spec in info.inputs))
     return cell
-
-
-@contextmanager
-def _as_rewritten(file: Path, rewritten: tuple[Path, int] | None) -> Iterator[Path]:
-    """The file to load: the model file, or for a while one beside it whose collectives go through shared memory."""
-    if rewritten is None:
-        yield file
-        return
-    model = _parse(read_model_file(file)[0])
-    if not rewrite(model, *rewritten):
-        yield file
-        return
-    with tempfile.TemporaryDirectory(prefix="rankmq-") as folder:
-        changed = Path(folder) / file.name
-        changed.write_bytes(model.SerializeToString())
-        yield changed
-
-
-@contextmanager
-def _model_errors(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except _MINDSPORE_ERRORS as error:
-        raise ModelError(f"the model file {file} does not run: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    """What MindSpore says, without its rulers, headings and call stacks."""
-    for line in str(error).splitlines():
-        text = line.strip().rpartition(" exception:")[2]
-        if text and not text.startswith("-") and not text.startswith("mindspore/"):
-            return text[:300]
-    return type(error).__name__
-
-
-def _outputs(info: GraphInfo, plan: GraphPlan, outputs: Sequence[Array]) -> Iterator[TensorSpec]:
-    """What a graph gives, as its first call has shown: files leave out some of it."""
-    in_file = info.outputs if len(info.outputs) == len(outputs) else ()
-    for index, output in enumerate(outputs):
-        shape = list(output.shape)
-        if plan.stacked and shape and shape[0] == _WARM_ROWS:
-            shape[0] = -1
-        if in_file and len(in_file[index].shape) == len(shape):
-            shape = [-1 if said < 0 else size for size, said in zip(shape, in_file[index].shape, strict=True)]
-        yield TensorSpec(name=f"output{index}", dtype=dtype_name(output.dtype), shape=tuple(shape))
 
 
 # ----------------------------------------------------------------------------------------------------------- tensors
@@ -337,19 +268,28 @@ def _placeholder(spec: TensorSpec) -> Any:
     return ms.Tensor(shape=[None if size < 0 else size for size in spec.shape], dtype=kind)
 
 
-def _zeros(spec: TensorSpec) -> Array:
-    return np.zeros([_WARM_ROWS if size < 0 else size for size in spec.shape], numpy_dtype(spec.dtype))
-
-
 def _to_tensor(array: Array) -> Any:
     if array.dtype == BFLOAT16:  # numpy has no such numbers, and MindSpore takes ours for records
         return ms.Tensor.convert_bytes_to_tensor(array.tobytes(), array.shape, ms.bfloat16)
     return ms.Tensor.from_numpy(array)
 
 
-def _to_array(value: Any) -> Array:
+def _to_arrays(outputs: Any, specs: Sequence[TensorSpec]) -> list[Array]:
+    """What a graph has given as arrays, tuples within tuples laid flat.
+
+    Args:
+        outputs: as MindSpore gives them: scalars as numbers of Python's, which have lost their dtype.
+        specs: what the graph gives, or nothing that is of use.
+    """
+    values = list(_flat(outputs))
+    known: Sequence[TensorSpec | None] = specs if len(specs) == len(values) else [None] * len(values)
+    return [_to_array(value, spec) for value, spec in zip(values, known, strict=True)]
+
+
+def _to_array(value: Any, spec: TensorSpec | None) -> Array:
     if not isinstance(value, ms.Tensor):
-        return np.asarray(value)
+        kind = _SCALARS.get(type(value)) if spec is None else spec.dtype
+        return np.asarray(value, None if kind is None else numpy_dtype(kind))
     if value.dtype == ms.bfloat16:
         return np.frombuffer(value.get_bytes(), BFLOAT16).reshape(value.shape)
     array: Array = value.asnumpy()
@@ -389,77 +329,12 @@ def run_scheduler(host: str, port: int, size: int) -> None:
         port: likewise.
         size: how many ranks will come.
     """
-    if not scheduler_needed():
-        return
-    _set_cluster("MS_SCHED", 0, size, host, port)
-    communication.init("mccl")
-    while True:
-        signal.pause()
-
-
-def _set_cluster(role: str, rank: int, size: int, host: str, port: int) -> None:
-    os.environ.update(
-        MS_ROLE=role,
-        MS_NODE_ID=str(rank),
-        MS_WORKER_NUM=str(size),
-        MS_SCHED_HOST=host,
-        MS_SCHED_PORT=str(port),
-    )
-
-
-def _join_scheduler(rank: int, size: int, address: str, timeout: float) -> None:
-    host, port = split_address(address)
-    os.environ.setdefault("MS_TOPO_TIMEOUT", str(max(1, int(timeout))))
-    _set_cluster("MS_WORKER", rank, size, host, port)
-    with _group_errors(rank, address):
-        communication.init("mccl")
+    if scheduler_needed():
+        be_scheduler(init, host, port, size)
 
 
 def _join_store(rank: int, size: int, address: str, timeout: float) -> Any:
-    """Join through a store that rank 0 holds.
-
-    The store's own waits keep Python's lock, which the thread that sends heartbeats needs: so the ranks wait for each
-    other on our side, and call MindSpore when all are there.
-    """
     from mindspore.communication.management import _init_with_store
     from mindspore.mint.distributed import TCPStore
 
-    host, port = split_address(address)
-    deadline = time.monotonic() + timeout
-    # A rank may be long in a call while the others wait. Whoever ends an epoch ends its ranks, and needs no time-out.
-    os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(_COLLECTIVE_SECONDS))
-    if rank == 0:
-        check_free(host, port)
-        deadline += _STORE_SECONDS  # its store must outlast the others' patience, or they only learn that it is gone
-    else:
-        await_server(host, port, deadline)
-    patience = timedelta(seconds=timeout)
-    with _group_errors(rank, address):
-        store = TCPStore(host, port, size, is_master=rank == 0, timeout=patience, wait_for_workers=False)
-        gather_ranks(store, rank, size, deadline)
-        with woken():
-            _init_with_store(backend="mccl", timeout=patience, world_size=size, rank=rank, store=store)
-    return store
-
-
-def _join_hccl(rank: int, size: int, rank_table: Mapping[str, Any] | None) -> None:
-    """Join as MindSpore says for a start with a rank table. Written without an Ascend machine to try it on."""
-    if not rank_table:
-        raise GroupError("hccl needs a rank table: start the servable with rank_table_json_file")
-    entry = parse_rank_table(rank_table).ranks[rank]
-    with tempfile.NamedTemporaryFile("w", prefix="rank_table_", suffix=".json", delete=False) as file:
-        json.dump(rank_table, file)
-    os.environ.update(RANK_TABLE_FILE=file.name, RANK_ID=str(rank), RANK_SIZE=str(size), DEVICE_ID=str(entry.device_id))
-    try:
-        with _group_errors(rank, entry.host):
-            communication.init("hccl")
-    finally:
-        Path(file.name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _group_errors(rank: int, address: str) -> Iterator[None]:
-    try:
-        yield
-    except _MINDSPORE_ERRORS as error:
-        raise GroupError(f"rank {rank} cannot join the group at {address}: {_first_line(error)}") from error
+    return join_store(TCPStore, _init_with_store, rank, size, address, timeout)

@@ -183,6 +183,7 @@ class NumpyExecutor:
         address: str = "",
         rank_table: Mapping[str, Any] | None = None,
         timeout: float = 90.0,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """See `Executor.open_group`; there is no communication between numpy graphs."""
         if communication != "none":

@@ -64,15 +64,47 @@ def infer(
         ),
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="How long to wait.", min=0.001)] = 60.0,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            "--deadline",
+            metavar="SECONDS",
+            help="How long the request is worth serving (default: as long as the command waits).",
+            show_default=False,
+            min=0.001,
+        ),
+    ] = None,
+    lane: Annotated[
+        str, typer.Option("--lane", metavar="LANE", help="high, normal or low: which go first where many wait.")
+    ] = "normal",
+    request_id: Annotated[
+        str | None,
+        typer.Option(
+            "--request-id",
+            metavar="ID",
+            help="The request's id: asked again under it, it has the same answer, and `rankmq cancel` takes it "
+            "(default: made up).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Send one request and show its answer."""
     from ...engine.client import Client
+    from ...engine.client_terms import check_id, check_lane
+    from ...engine.client_values import rows_of
+    from ...schemas.errors import InvalidInput
     from ...workers.endpoint import reachable
     from ..report import Usage
     from ..values import named_value, read_instances
 
     if output is not None and output != "-" and Path(output).suffix not in (".json", ".npz"):
         raise Usage(f"--output {output}: a .json or an .npz file, or - for JSON on standard output")
+    try:
+        check_lane(lane)
+        if request_id is not None:
+            check_id(request_id)
+    except InvalidInput as error:
+        raise Usage(error.message) from None
     rows, as_list = ([{}], False) if file is None else read_instances(file)
     given = dict(named_value(text) for text in inputs or ())
     settings = reachable(settings)
@@ -81,6 +113,7 @@ def infer(
         servable,
         method,
         version,
+        lane=lane,
         timeout=timeout,
         connect_timeout=min(settings.connect_timeout, timeout),
         ca_file=settings.tls_ca_file,
@@ -88,24 +121,8 @@ def infer(
         key_file=settings.tls_key_file,
     )
     with client:
-        reply = client.request([{**row, **given} for row in rows])
-    _show(_rows(reply), reply, output, as_list)
-
-
-def _rows(reply: Reply) -> list[dict[str, Any] | RankmqError]:
-    """Per instance its outputs, or its error; raises the error of a request that failed as a whole."""
-    from ...schemas.errors import RankmqError, from_wire
-    from ...schemas.tensors import to_array
-
-    if reply.error is not None:
-        raise from_wire(reply.error.code, reply.error.message)
-    failed = {it.index: from_wire(it.error.code, it.error.message) for it in reply.errors}
-    return [
-        failed.get(index, RankmqError("no outputs and no error"))
-        if row is None
-        else {name: to_array(tensor) for name, tensor in row.items()}
-        for index, row in enumerate(reply.outputs)
-    ]
+        reply = client.request([{**row, **given} for row in rows], deadline=deadline, request_id=request_id)
+    _show(rows_of(reply), reply, output, as_list)
 
 
 def _show(rows: list[dict[str, Any] | RankmqError], reply: Reply, output: str | None, as_list: bool) -> None:

@@ -43,6 +43,11 @@ class Rank:
         self.rank, self.size = rank, size
         self.group.open(name, rank, size, timeout)
 
+    def open_until(self, name: str, rank: int, size: int, seconds: float) -> None:
+        """As `open`, but told to give up after some seconds."""
+        until = time.monotonic() + seconds
+        self.group.open(name, rank, size, 20.0, lambda: time.monotonic() >= until)
+
     def abort_after(self, seconds: float) -> None:
         timer = threading.Timer(seconds, self.group.abort)
         timer.daemon = True

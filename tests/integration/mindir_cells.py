@@ -43,6 +43,19 @@ class Doubled(nn.Cell):
         return x + x
 
 
+class Scalars(nn.Cell):
+    """What it gives are no tensors but numbers of the graph's own language, and one tensor of no dimensions."""
+
+    def construct(self, x):
+        total = x.sum()
+        return total.item(), 2.5, x.shape[0], True, total
+
+
+class OneScalar(nn.Cell):
+    def construct(self, x):
+        return x.sum().item()
+
+
 class Counter(nn.Cell):
     """Its output is its state."""
 
@@ -94,6 +107,9 @@ def export_all(folder: Path) -> None:
         "any_rank": (Identity(), Tensor(shape=None, dtype=ms.float32)),
         "scalar": (Doubled(), Tensor(np.float32(0))),
         "complex": (Identity(), Tensor(np.zeros(3, np.complex64))),
+        "scalars_float32": (Scalars(), x),
+        "scalars_float64": (Scalars(), Tensor(np.zeros((4, 3), np.float64))),
+        "one_scalar": (OneScalar(), x),
         "counter": (Counter(), Tensor(np.zeros(1, np.float32))),
         "nines": (Nines(), Tensor(np.zeros((6, 3), np.float32))),
         "foreign": (ForeignGroup(), x),

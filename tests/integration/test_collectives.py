@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -13,9 +14,11 @@ import pytest
 from rankmq.schemas.errors import GroupError
 from rankmq.workers.collectives import library as compiled
 from rankmq.workers.collectives import sweep
+from rankmq.workers.collectives.build import find_compiler
 
 from .collective_ranks import Failed, Rank, Ranks, new_name, reduced, values
 
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
 SHM = Path("/dev/shm")
 SIZE = 8
 REDUCIBLE = [
@@ -348,19 +351,21 @@ def three(library):
     sweep()
 
 
+def refusal(ranks, rank):
+    """What a rank is told that cannot open the group."""
+    with pytest.raises(Failed) as raised:
+        ranks.result(rank)
+    code, message = raised.value.args
+    assert code == "group_incomplete"
+    assert "\n" not in message
+    return message
+
+
 def refusals(ranks, calls):
     """What the ranks are told that cannot open the group."""
     for rank, args in calls.items():
         ranks.begin(rank, "open", *args)
-    out = {}
-    for rank in calls:
-        try:
-            out[rank] = ranks.result(rank)
-        except Failed as failure:
-            code, out[rank] = failure.args
-            assert code == "group_incomplete"
-            assert "\n" not in out[rank]
-    return out
+    return {rank: refusal(ranks, rank) for rank in calls}
 
 
 def test_a_missing_rank_is_named(three):
@@ -383,6 +388,20 @@ def test_a_rank_that_dies_while_the_group_is_opened_ends_it(three):
         with pytest.raises(Failed, match=r"rank 1 \(process \d+\) has ended while the group was opened"):
             three.result(rank)
     assert time.monotonic() - killed_at < 1.0
+    assert left_behind() == []
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_a_rank_that_is_told_to_give_up_waits_for_nobody_and_neither_do_the_others(three, seconds):
+    """Also if it was told before it opened anything."""
+    name = new_name()
+    three.begin(1, "open", name, 1, 3)
+    time.sleep(0.5)
+    began = time.monotonic()
+    three.begin(0, "open_until", name, 0, 3, seconds)
+    messages = {rank: refusal(three, rank) for rank in (0, 1)}
+    assert time.monotonic() - began < seconds + 1.0
+    assert all(re.search(r"rank 0 \(process \d+\) was told to give up while the group", it) for it in messages.values())
     assert left_behind() == []
 
 

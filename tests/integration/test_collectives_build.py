@@ -9,11 +9,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from rankmq.workers.collectives import CollectivesUnavailable, SharedGroup
+from rankmq.workers.collectives import CollectivesUnavailable, SharedGroup, self_test
 from rankmq.workers.collectives import library as compiled
-from rankmq.workers.collectives.build import cache_folder, compile_command, find_compiler
+from rankmq.workers.collectives.build import KEEP, KEEP_DAYS, cache_folder, compile_command, find_compiler
+from rankmq.workers.collectives.lock import held
 
 COMPILER = find_compiler()
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -130,6 +132,100 @@ def test_what_a_killed_process_left_half_done_is_no_library(tmp_path):
     (tmp_path / "collectives-of-old.part").write_bytes(b"half of another")
     assert compiled(tmp_path, environment(CXX=command)).read_text() == "1\n"
     assert list(tmp_path.glob("*.part")) == []
+
+
+# ------------------------------------------------------------------------------------------------ what is kept
+
+
+def made_long_ago(folder, days):
+    """Libraries of other sources, asked for last so many days ago; their names."""
+    for number, age in enumerate(days):
+        path = folder / f"collectives-of-old-{number}.so"
+        for file in (path, path.with_suffix(".mindspore-1.passed")):
+            file.write_text("")
+            os.utime(file, (time.time() - age * 86400,) * 2)
+    return [f"collectives-of-old-{number}.so" for number in range(len(days))]
+
+
+@pytest.mark.parametrize(
+    ("days", "kept"),
+    [
+        ([1, 2, 3, 4, 5], [0, 1, 2, 3, 4]),
+        ([400, 300, 200, 100], [2, 3]),
+        ([400, 1, 300, KEEP_DAYS - 1, KEEP_DAYS + 1], [1, 3]),
+    ],
+)
+def test_old_libraries_go_when_a_new_one_is_made_but_not_the_few_last(tmp_path, days, kept):
+    old = made_long_ago(tmp_path, days)
+    command = scripted(tmp_path, "pretends", PRETEND.format(version=1))
+    made = compiled(tmp_path, environment(CXX=command))
+    left = {it.name for it in tmp_path.glob("*.so")}
+    assert left == {made.name, *(old[number] for number in kept)}
+    assert len(left) >= KEEP
+    assert {it.name.partition(".")[0] for it in tmp_path.glob("*.passed")} == {old[number][:-3] for number in kept}
+
+
+def test_one_that_is_asked_for_stays(tmp_path):
+    command = scripted(tmp_path, "pretends", PRETEND.format(version=1))
+    used = compiled(tmp_path, environment(CXX=command))
+    os.utime(used, (0, 0))
+    made_long_ago(tmp_path, [100, 200, 300])
+    assert compiled(tmp_path, environment(CXX=command)) == used
+    compiled(tmp_path, environment(CXX=scripted(tmp_path, "newer", PRETEND.format(version=2))))
+    assert used.exists()
+    assert len(list(tmp_path.glob("*.so"))) == KEEP
+
+
+# ----------------------------------------------------------------------------------------------------- the self-test
+
+
+def asked_at_once(library, monkeypatch, outcome, processes=8):
+    """What as many that ask for the self-test at once are told, and how often it was run."""
+    runs = []
+
+    def run(*_):
+        runs.append(1)
+        time.sleep(0.2)  # the others come meanwhile
+        if outcome:
+            raise CollectivesUnavailable(outcome)
+
+    def ask(_):
+        try:
+            self_test(SimpleNamespace(__version__="1.2"), library, parse=bytes)
+        except CollectivesUnavailable as error:
+            return error.message
+        return ""
+
+    monkeypatch.setattr(sys.modules["rankmq.workers.collectives.self_test"], "_run", run)
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(ask, range(processes))), len(runs)
+
+
+@pytest.mark.parametrize("outcome", ["", "this MindSpore does not run them: why"])
+def test_of_all_that_ask_for_the_self_test_at_once_one_runs_it(tmp_path, monkeypatch, outcome):
+    library = tmp_path / "collectives-a-b.so"
+    assert asked_at_once(library, monkeypatch, outcome) == ([outcome] * 8, 1)
+    # What was well stays so, what failed is tried again.
+    assert asked_at_once(library, monkeypatch, "", 1) == ([""], 1 if outcome else 0)
+    assert asked_at_once(library, monkeypatch, "another", 1) == ([""], 0)
+
+
+def test_who_cannot_wait_for_the_self_test_of_another_runs_its_own(tmp_path, monkeypatch):
+    library = tmp_path / "collectives-a-b.so"
+    monkeypatch.setattr(sys.modules["rankmq.workers.collectives.self_test"], "_WAIT_SECONDS", 0.3)
+    with held(library.with_suffix(".mindspore-1.2.lock"), 1.0):
+        assert asked_at_once(library, monkeypatch, "", 1) == ([""], 1)
+    assert asked_at_once(tmp_path / "nowhere" / "collectives-a-b.so", monkeypatch, "", 1) == ([""], 1)
+
+
+def test_a_lock_is_waited_for_so_long(tmp_path):
+    with held(tmp_path / "lock", 1.0):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError), held(tmp_path / "lock", 0.2):
+            raise AssertionError("it was held twice")
+        assert 0.2 <= time.monotonic() - began < 5.0
+    with held(tmp_path / "lock", 0.0):
+        pass
 
 
 def test_a_file_that_is_no_library(tmp_path):

@@ -11,11 +11,15 @@ import pytest
 from rankmq.schemas.tensors import BFLOAT16
 from rankmq.workers.collectives import CollectivesUnavailable, rewrite, self_test
 from rankmq.workers.collectives import library as compiled
+from rankmq.workers.collectives.build import find_compiler
 
 from .collective_ranks import Rank, Ranks, new_name, reduced, values
 
 pytest.importorskip("mindspore")
-pytestmark = pytest.mark.mindspore
+pytestmark = [
+    pytest.mark.mindspore,
+    pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler"),
+]
 
 SIZE = 4
 

@@ -226,6 +226,29 @@ def test_a_scalar(executor, graphs):
     assert y == 6
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_a_scalar_that_a_graph_gives_is_of_the_graphs_dtype(executor, graphs, kind):
+    """MindSpore gives numbers of Python's for them, which are of 64 bits whatever the graph computed in."""
+    path, kinds = graphs / f"scalars_{kind}.mindir", [kind, "float32", "int64", "bool", kind]
+    expected = tuple(spec(f"output{index}", dtype=dtype) for index, dtype in enumerate(kinds))
+    assert executor.inspect([path])[0].outputs == expected
+    (info,) = ready(executor, path)
+    assert info.outputs == expected
+    x = X.astype(kind)
+    outputs = executor.run(0, [x])
+    assert [(y.dtype.name, y.shape) for y in outputs] == [(dtype, ()) for dtype in kinds]
+    total, constant, rows, flag, same = outputs
+    np.testing.assert_allclose([total, same], x.sum(), rtol=1e-5)
+    assert (constant, rows, flag) == (2.5, 4, True)
+
+
+def test_a_graph_that_gives_one_scalar_and_nothing_else(executor, graphs):
+    (info,) = ready(executor, graphs / "one_scalar.mindir")
+    assert info.outputs == (spec("output0"),)
+    (total,) = executor.run(0, [np.ones((4, 3), np.float32)])
+    assert (total.dtype, total.shape, total) == (np.float32, (), 12)
+
+
 @pytest.mark.parametrize("name", ["matmul", "any_rows"])
 def test_any_number_of_rows_after_one_compilation(executor, graphs, name):
     from .mindir_cells import WEIGHT

@@ -15,6 +15,7 @@ from rankmq.workers.broker_config import (
     node_environment,
     render_conf,
 )
+from rankmq.workers.broker_users import User, definitions
 
 PORTS = Ports(amqp=5001, dist=5002, epmd=5003, tls=5004)
 ACCOUNT = Account(user="somebody", password="pass-word_1")
@@ -56,6 +57,45 @@ def test_extra_lines_are_added_and_win():
 
     assert conf["consumer_timeout"] == "5000"
     assert conf["log.file.level"] == "debug"
+
+
+def test_conf_without_definitions_names_none():
+    assert "load_definitions" not in parsed(render_conf(ACCOUNT, PORTS))
+    conf = parsed(render_conf(ACCOUNT, PORTS, definitions=Path("/some where/definitions.json")))
+    assert conf["load_definitions"] == "/some where/definitions.json"
+
+
+def test_definitions_hold_the_nodes_own_user_and_the_others():
+    weak = User("weak", "secret", configure="^$", write="^w$", read="^r$", topics=(("t", "^a$", "^b$"),), vhost="/b")
+
+    defined = json.loads(definitions(ACCOUNT, [weak], ["/a", "/b"]))
+
+    assert [host["name"] for host in defined["vhosts"]] == ["/", "/a", "/b"]
+    assert [(user["name"], user["password"], user["tags"]) for user in defined["users"]] == [
+        ("somebody", "pass-word_1", "administrator"),
+        ("weak", "secret", ""),
+    ]
+    assert [tuple(it.values()) for it in defined["permissions"]] == [
+        ("somebody", "/", ".*", ".*", ".*"),
+        ("somebody", "/a", ".*", ".*", ".*"),
+        ("somebody", "/b", ".*", ".*", ".*"),
+        ("weak", "/b", "^$", "^w$", "^r$"),
+    ]
+    assert [tuple(it.values()) for it in defined["topic_permissions"]] == [("weak", "/b", "t", "^a$", "^b$")]
+
+
+@pytest.mark.parametrize("names", [["one", "one"], ["somebody"]])
+def test_two_users_of_one_name_are_refused(names):
+    with pytest.raises(ConfigurationError, match="names of their own"):
+        definitions(ACCOUNT, [User(name) for name in names])
+
+
+def test_further_users_have_random_passwords_that_are_not_shown():
+    one, other = User("one"), User("other")
+
+    assert one.password != other.password
+    assert len(one.password) >= 32
+    assert one.password not in repr(one)
 
 
 def test_environment_takes_nothing_from_another_rabbitmq():
@@ -141,6 +181,7 @@ def test_passwords_are_random_and_not_shown():
 def test_url_needs_no_quoting():
     assert ACCOUNT.url(77) == "amqp://somebody:pass-word_1@127.0.0.1:77/%2F"
     assert ACCOUNT.url(77, host="localhost", scheme="amqps").startswith("amqps://somebody:pass-word_1@localhost:77/")
+    assert ACCOUNT.url(77, vhost="a/b").endswith("@127.0.0.1:77/a%2Fb")
 
 
 BOOT_FAILED = """2026-11-22 15:04:50.473766+00:00 [notice] <0.44.0> Application rabbitmq_prelaunch exited

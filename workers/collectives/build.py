@@ -1,8 +1,12 @@
-"""The compiled library of the collectives: made on first use, and kept for all ranks and all later starts."""
+"""The compiled library of the collectives: made on first use, and kept for all ranks and all later starts.
+
+Other sources, another compiler or other flags make another library. When one is made, old ones are removed: those that
+nobody has asked for within `KEEP_DAYS`, but for the `KEEP` that were asked for last. Every start of an agent and every
+epoch asks, so that one in use is not among them; should it be all the same, it is made again.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -14,17 +18,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from ...schemas.errors import CollectivesUnavailable
+from .lock import held
 
-__all__ = ["SOURCES", "cache_folder", "compile_command", "find_compiler", "library"]
+__all__ = ["KEEP", "KEEP_DAYS", "SOURCES", "cache_folder", "compile_command", "find_compiler", "library"]
 
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "native"
 """The folder of the C++ sources."""
+
+KEEP = 3
+"""How many libraries are kept however old they are."""
+
+KEEP_DAYS = 30
+"""For how many days after it was last asked for a library is kept."""
 
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
@@ -37,7 +48,7 @@ _FLAGS = (
 _MACHINE_FLAGS = {"x86_64": ("-msse4.2",)}  # what every processor of the kind has: a cache may be shared by many
 _COMPILE_SECONDS = 120.0
 _WAIT_SECONDS = 300.0
-_LOOK_SECONDS = 0.05
+_DAY_SECONDS = 86400.0
 
 
 def library(folder: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -62,16 +73,21 @@ def library(folder: Path | None = None, environ: Mapping[str, str] = os.environ)
         found = max(folder.glob(f"collectives-{sources}-*.so"), default=None)
         if found is None:
             raise CollectivesUnavailable("there is no C++ compiler: install g++, or set CXX")
+        _asked_for(found)
         return found
     key = _digest([_version(compiler), " ".join(compile_command(compiler[1:], Path())).encode()])
     path = folder / f"collectives-{sources}-{key}.so"
     if path.is_file():
+        _asked_for(path)
         return path
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(folder):
+        with held(folder / "collectives.lock", _WAIT_SECONDS):
             if not path.is_file():
                 _compile(compiler, path)
+                _remove_old(path)
+    except TimeoutError:
+        raise CollectivesUnavailable(f"another process has been compiling them for {_WAIT_SECONDS:.0f} s") from None
     except OSError as error:
         raise CollectivesUnavailable(
             f"the compiled library cannot be kept in {folder}: {error.strerror or error}; set XDG_CACHE_HOME"
@@ -157,16 +173,24 @@ def _first_error(output: str) -> str:
     return next((line for line in lines if "error" in line), lines[0] if lines else "it does not say why")[:300]
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder; it goes with the process, however that ends."""
-    with (folder / "collectives.lock").open("w") as file:
-        deadline = time.monotonic() + _WAIT_SECONDS
-        while True:
-            with suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            if time.monotonic() > deadline:
-                raise CollectivesUnavailable(f"another process has been compiling them for {_WAIT_SECONDS:.0f} s")
-            time.sleep(_LOOK_SECONDS)  # there is nothing that would wake us: flock itself waits without a bound
-        yield
+def _asked_for(path: Path) -> None:
+    """Notes it as the file's time, to within a day."""
+    with suppress(OSError):  # somebody else's cache
+        if abs(time.time() - path.stat().st_mtime) > _DAY_SECONDS:
+            os.utime(path)
+
+
+def _remove_old(made: Path) -> None:
+    """Removes libraries that are not needed any more, with what was noted about them; see the top of this file."""
+    others: list[tuple[float, Path]] = []
+    for path in made.parent.glob("collectives-*.so"):
+        with suppress(OSError):
+            if path != made:
+                others.append((path.stat().st_mtime, path))
+    long_ago = time.time() - KEEP_DAYS * _DAY_SECONDS
+    for asked_for, path in sorted(others, reverse=True)[KEEP - 1 :]:
+        if asked_for < long_ago:
+            for file in (path, *path.parent.glob(f"{path.stem}.*")):
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+            log.info("removed %s, which nobody has asked for in %d days", path, KEEP_DAYS)

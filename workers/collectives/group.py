@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +54,14 @@ class SharedGroup:
         self._timeout = timeout
         self._size = 0
 
-    def open(self, name: str, rank: int, size: int, timeout: float = 90.0) -> None:
+    def open(
+        self,
+        name: str,
+        rank: int,
+        size: int,
+        timeout: float = 90.0,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Open the group together with the other ranks; returns when all are there.
 
         Args:
@@ -61,9 +69,11 @@ class SharedGroup:
             rank: this process's, from 0.
             size: number of ranks, up to 64.
             timeout: seconds to wait for the others.
+            stopped: asked every 100 ms, also before anything is opened that `abort` could break: whether to give up.
 
         Raises:
-            GroupError: a rank is missing or has died meanwhile, the rank is taken, or there is no room.
+            GroupError: a rank is missing or has died meanwhile, one was told to give up, the rank is taken, or there
+                is no room.
         """
         self.close()
         native, began = self._native, time.monotonic()
@@ -74,7 +84,9 @@ class SharedGroup:
             try:
                 while fault is None and (ready := native.wait_for_all(_LOOK_MS)) != 1:
                     waited = time.monotonic() - began
-                    if ready == 0 and waited > timeout:
+                    if ready == 0 and stopped():
+                        native.abort()
+                    elif ready == 0 and waited > timeout:
                         native.give_up_waiting(round(waited * 1000))
                     fault = native.fault()
             except BaseException:  # an interrupt

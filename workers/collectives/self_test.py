@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ...schemas.errors import CollectivesUnavailable, GroupError
 from .group import SharedGroup
+from .lock import held
 from .rewrite import rewrite
 from .segment import segment_name
 
@@ -22,6 +23,7 @@ __all__ = ["self_test"]
 log = logging.getLogger(__name__)
 
 _COLLECTIVES = 4
+_WAIT_SECONDS = 60.0
 
 
 def self_test(
@@ -35,7 +37,8 @@ def self_test(
     """Exports a graph with every collective, rewrites it, and runs it in a group of one.
 
     It takes a quarter of a second of a core, and is remembered beside the library: it is run once for every version
-    of the two. No group may be open in this process, and MindSpore must be in graph mode.
+    of the two. Of processes that ask at once one runs it, and the others take its word, good or bad; who comes later
+    tries again what has failed. No group may be open in this process, and MindSpore must be in graph mode.
 
     Args:
         mindspore: the module; nothing here imports it.
@@ -47,12 +50,57 @@ def self_test(
     Raises:
         CollectivesUnavailable: the graph cannot be exported, rewritten or loaded, or gives a wrong result.
     """
-    passed = library.with_suffix(f".mindspore-{mindspore.__version__}.passed")
-    if passed.exists() and not again:
+    notes = _Notes(library, mindspore.__version__)
+    if notes.passed and not again:
         return
-    _run(mindspore, library, parse, first_line)
-    with suppress(OSError):
-        passed.touch()
+    began = time.monotonic_ns()
+    with ExitStack() as lock:
+        with suppress(OSError):  # a folder of somebody else's, or who runs it hangs: then each runs it for itself
+            lock.enter_context(held(notes.lock, _WAIT_SECONDS))
+        if not again and notes.taken_since(began):
+            return
+        try:
+            _run(mindspore, library, parse, first_line)
+        except CollectivesUnavailable as error:
+            notes.write_failure(error.message)
+            raise
+        notes.write_success()
+
+
+class _Notes:
+    """How the self-test went, beside the library."""
+
+    def __init__(self, library: Path, version: str) -> None:
+        self._passed, self._failed, self.lock = (
+            library.with_suffix(f".mindspore-{version}.{word}") for word in ("passed", "failed", "lock")
+        )
+
+    @property
+    def passed(self) -> bool:
+        return self._passed.exists()
+
+    def taken_since(self, moment: int) -> bool:
+        """Whether it was run with success; raises what it failed with, if it was run after a moment and failed.
+
+        Args:
+            moment: nanoseconds on the monotonic clock, which is one for all processes of a host.
+        """
+        if self.passed:
+            return True
+        with suppress(OSError, ValueError):
+            written, _, message = self._failed.read_text(encoding="utf-8").partition("\n")
+            if moment < int(written) <= time.monotonic_ns():
+                raise CollectivesUnavailable(message)
+        return False
+
+    def write_success(self) -> None:
+        with suppress(OSError):
+            self._passed.touch()
+            self._failed.unlink(missing_ok=True)
+
+    def write_failure(self, message: str) -> None:
+        with suppress(OSError):
+            self._failed.write_text(f"{time.monotonic_ns()}\n{message}", encoding="utf-8")
 
 
 def _run(

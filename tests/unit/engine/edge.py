@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rankmq.engine.answers import Answers
 from rankmq.engine.catalog import Catalog
 from rankmq.engine.confirms import Outcome
 from rankmq.engine.connection import Properties
+from rankmq.engine.dead_headers import headers_of
 from rankmq.engine.delivery import Delivery
+from rankmq.engine.open_request import OpenRequest
 from rankmq.engine.service import Service
 from rankmq.schemas import codec
 from rankmq.schemas.errors import RankmqError
 from rankmq.schemas.limits import Limits
-from rankmq.schemas.messages import Reply, Request
+from rankmq.schemas.messages import Answered, Reply, Request
 from rankmq.schemas.tensors import from_array, to_array
 
 from tests.unit.engine.servable_files import WORDS, load
@@ -136,12 +139,25 @@ class Edge:
         self.held: deque[tuple[bool, Publish]] = deque()
         self.hold = False
         self.broken: RankmqError | None = None
+        self.records: list[Answered] = []
+        self.wakes: list[float] = []
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.answers = Answers(3600.0, 1 << 20)
         self.service = Service(
             Catalog(servables),
             {("matmul", 1): self.world.driver},
             self,
             self.world.clock,
-            **{"limits": Limits(), "max_attempts": 3, "max_message": 1 << 20, **given},
+            self.wall,
+            **{
+                "limits": Limits(),
+                "max_attempts": 3,
+                "max_deliveries": 3,
+                "max_in_flight": 10_000,
+                "max_message": 1 << 20,
+                "answers": self.answers,
+                **given,
+            },
         )
 
     def close(self) -> None:
@@ -154,8 +170,33 @@ class Edge:
     def reply(self, delivery: Delivery, body: bytes, content_type: str, then: Callable[[Outcome], None]) -> None:
         self._published(Publish(delivery, body, content_type, None, then), dead=False)
 
-    def dead_letter(self, delivery: Delivery, headers: Mapping[str, Any], then: Callable[[Outcome], None]) -> None:
+    def dead_letter(
+        self, open_: OpenRequest, error: RankmqError, last: RankmqError | None, then: Callable[[Outcome], None]
+    ) -> None:
+        delivery = open_.delivery
+        headers = headers_of(
+            error,
+            request=open_.id,
+            attempts=open_.attempts,
+            exchange=delivery.exchange,
+            routing_key=delivery.routing_key,
+            headers=delivery.headers,
+            now=self.wall(),
+            last=last,
+        )
         self._published(Publish(delivery, delivery.body, "", headers, then), dead=True)
+
+    def answered(self, answered: Answered) -> None:
+        self.records.append(answered)
+
+    def wake_at(self, when: float) -> None:
+        self.wakes.append(when)
+
+    def later(self, seconds: float, work: Callable[[], None]) -> None:
+        self.timers.append((self.world.clock() + seconds, work))
+
+    def wall(self) -> float:
+        return 1_700_000_000.0 + self.world.clock()
 
     def _published(self, publish: Publish, *, dead: bool) -> None:
         if self.broken is not None:
@@ -217,12 +258,21 @@ class Edge:
 
     # ------------------------------------------------------------------------------------------------- what tests do
 
-    def deliver(self, body: bytes, *, headers: Mapping[str, Any] | None = None, **properties: Any) -> Fate:
+    def deliver(
+        self,
+        body: bytes,
+        *,
+        headers: Mapping[str, Any] | None = None,
+        key: str = "matmul",
+        exchange: str = "rankmq.requests",
+        redelivered: bool = False,
+        **properties: Any,
+    ) -> Fate:
         """A delivery comes from the requests queue."""
         tag = len(self.fates) + 1
         fate = self.fates[tag] = Fate()
         found = Properties(**{"reply_to": "answers", "headers": headers, **properties})
-        self.service.receive(Delivery(body, tag, "rankmq.requests", "matmul", False, found))
+        self.service.receive(Delivery(body, tag, exchange, key, redelivered, found))
         return fate
 
     def ask(

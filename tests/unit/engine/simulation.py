@@ -76,7 +76,7 @@ class Agent:
         match message:
             case Task():
                 self._task(message)
-            case Welcome():
+            case Welcome() if message.agent in (self.name, "*"):
                 self.guard = None
                 self.registers(self.form.epoch if self.form else 0)
             case Form() if message.agent == self.name:
@@ -86,9 +86,10 @@ class Agent:
             case Refused() if message.agent in (self.name, "*"):
                 self.world.refused.append(message)
                 self.world.dies(self)
-            case Restart():
+            case Restart() if message.agent == self.name:
                 self.world.dies(self)
-            case Drain() if self.leaving:
+            case Drain() if message.agent == self.name:
+                assert self.leaving
                 self.world.dies(self)
 
     def _task(self, task: Task) -> None:

@@ -8,9 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from rankmq.engine.batcher import Batch, Batcher, PendingCall
 
 
-def call(subgraph=0, rows=1, keys=(), owner=None, requests=()):
+def call(subgraph=0, rows=1, keys=(), owner=None, requests=(), head_start=0):
     made = [(np.array(row),) for row in range(rows)]
-    return PendingCall(subgraph, made, keys=keys, owner=owner, requests=requests)
+    return PendingCall(subgraph, made, keys=keys, owner=owner, requests=requests, head_start=head_start)
 
 
 def drain(batcher):
@@ -234,20 +234,26 @@ class Machine(RuleBasedStateMachine):
         self.batcher = Batcher(LIMITS)
         self.calls: list[PendingCall] = []
         self.waiting: list[tuple[PendingCall, int]] = []
-        self.apart: list[tuple[tuple[int, int], list[tuple[PendingCall, int]]]] = []
+        self.apart: list[tuple[tuple[int, int, int], list[tuple[PendingCall, int]]]] = []
         self.flying: list[Batch] = []
         self.done: list[tuple[PendingCall, int]] = []
 
-    @rule(subgraph=st.integers(0, 2), keys=st.lists(st.sampled_from("xy"), min_size=1, max_size=9), keyed=st.booleans())
-    def add(self, subgraph, keys, keyed):
-        one = call(subgraph, rows=len(keys), keys=keys if keyed else (), owner=len(self.calls))
+    @rule(
+        subgraph=st.integers(0, 2),
+        keys=st.lists(st.sampled_from("xy"), min_size=1, max_size=9),
+        keyed=st.booleans(),
+        ahead=st.sampled_from([0, 0, 1, 3, 100]),
+    )
+    def add(self, subgraph, keys, keyed, ahead):
+        """A call, which may overtake as many that came before it as it has head start."""
+        one = call(subgraph, rows=len(keys), keys=keys if keyed else (), owner=len(self.calls), head_start=ahead)
         self.calls.append(one)
         self.batcher.add(one)
         self.waiting += [(one, index) for index in range(len(keys))]
 
     @staticmethod
     def age(owner):
-        return owner[0].owner, owner[1]
+        return owner[0].owner - owner[0].head_start, owner[0].owner, owner[1]
 
     @staticmethod
     def kind(owner):
@@ -326,7 +332,7 @@ class Machine(RuleBasedStateMachine):
             self.done += batch.owners
         done = [owner for owner in self.done if not owner[0].cancelled]
         rows = [(one, index) for one in self.calls if not one.cancelled for index in range(len(one.rows))]
-        assert sorted(done, key=self.age) == rows
+        assert sorted(done, key=self.age) == sorted(rows, key=self.age)
         assert not self.batcher._queues  # nothing is kept of keys that are gone
 
 

@@ -1,27 +1,28 @@
-"""What the producer library makes of values and replies, and how a request is settled."""
+"""What the producer library makes of values and replies, and what it refuses before anything starts."""
 
 from __future__ import annotations
 
 import threading
-import time
-from concurrent.futures import Future
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rankmq.engine.client import Client
-from rankmq.engine.client_line import Asked
 from rankmq.engine.client_values import result_of, rows_of, to_wire
-from rankmq.schemas.errors import ConfigurationError, InstancesFailed, InvalidInput, RankmqError, StageFailed
+from rankmq.schemas.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    InstancesFailed,
+    InvalidInput,
+    RankmqError,
+    ReplyTimeout,
+    StageFailed,
+)
 from rankmq.schemas.messages import ErrorInfo, InstanceError, Reply
 from rankmq.schemas.tensors import Tensor, from_array, to_array
 
 FAILED = ErrorInfo(code="stage_failed", message="it raised", side="engine")
-
-
-def asked(read=lambda reply: reply) -> Asked:
-    return Asked("id", "s", b"", Future(), read, deadline=time.monotonic() + 60, seconds=60)
 
 
 @pytest.mark.parametrize("value", [None, True, 3, 2.5, "text", [1, [2]]])
@@ -78,31 +79,6 @@ def test_a_row_without_outputs_and_error_is_no_outputs():
         result_of(Reply(id="", outputs=[None]))
 
 
-def test_whatever_reading_raises_reaches_who_waits():
-    one = asked(read=lambda reply: 1 / 0)
-    one.settle(Reply(id=""))
-    with pytest.raises(ZeroDivisionError):
-        one.future.result(0)
-
-
-def test_a_cancelled_request_is_settled_without_a_word():
-    one = asked()
-    assert one.future.cancel()
-    one.settle(Reply(id=""))
-    assert one.future.cancelled()
-
-
-def test_only_one_of_cancel_and_settle_wins():
-    for _ in range(200):
-        one = asked()
-        outcomes: list[bool] = []
-        cancelling = threading.Thread(target=lambda one=one, out=outcomes: out.append(one.future.cancel()))
-        cancelling.start()
-        one.settle(Reply(id=""))
-        cancelling.join()
-        assert one.future.cancelled() is outcomes[0]
-
-
 @pytest.mark.parametrize("url", ["", "http://host", "amqp://", "amqp://host:port/"])
 def test_a_url_that_is_none_is_refused_before_anything_starts(url):
     before = threading.active_count()
@@ -115,3 +91,40 @@ def test_a_client_that_never_connected_closes():
     client = Client("amqp://user:secret@host/%2F", "s", "m")
     assert "secret" not in repr(client)
     client.close()
+
+
+def test_a_lane_that_does_not_exist_is_refused_before_anything_starts():
+    before = threading.active_count()
+    with pytest.raises(InvalidInput, match=r"no lane 'urgent': the lanes are high, normal, low"):
+        Client("amqp://u:p@host/%2F", "s", "m", lane="urgent")
+    client = Client("amqp://u:p@127.0.0.1:1/%2F", "s", "m", lane="low")
+    for ask in (client.infer, client.infer_async, client.request):
+        with pytest.raises(InvalidInput, match="the lanes are high, normal, low"):
+            ask({"x": 1}, lane="LOW")
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("terms", "error"),
+    [
+        ({"request_id": ""}, InvalidInput),
+        ({"request_id": "é" * 128}, InvalidInput),
+        ({"deadline": 0}, DeadlineExceeded),
+        ({"timeout": -1}, ReplyTimeout),
+        ({"timeout": float("nan")}, InvalidInput),
+    ],
+)
+def test_terms_that_cannot_be_are_refused_before_anything_starts(terms, error):
+    client = Client("amqp://u:p@127.0.0.1:1/%2F", "s", "m")
+    before = threading.active_count()
+    for ask in (client.infer, client.infer_async, client.request):
+        with pytest.raises(error):
+            ask({"x": 1}, **terms)
+    assert threading.active_count() == before
+
+
+def test_a_cancel_of_an_id_that_cannot_be_is_refused_before_anything_starts():
+    before = threading.active_count()
+    with pytest.raises(InvalidInput, match="id"):
+        Client("amqp://u:p@127.0.0.1:1/%2F", "s", "m").cancel("")
+    assert threading.active_count() == before

@@ -204,12 +204,28 @@ def test_an_heir_that_asks_again_of_a_silent_rank_is_its_holder_and_not_its_own_
     assert group.heartbeat(heartbeat(1, "heir"), now + 5.0) == []
 
 
-def test_the_heir_of_a_stuck_rank_starts_anew_with_it():
+def test_the_heir_of_a_stuck_rank_takes_its_place_and_is_not_the_one_that_starts_anew():
     group = ready_group(3)
     group.registered(register(1, "heir"), 1.0)
     actions = group.stuck([1], "step 3 is overdue", 1.0)
-    assert sent(actions, Restart).keys() == {"rank.1"}  # which reaches both
-    assert group.missing == (1,)
+    assert {tag: it.agent for tag, it in sent(actions, Restart).items()} == {"rank.1": "a1"}
+    assert sent(actions, Form)["rank.1"].agent == "heir"
+    assert group.missing == ()
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_the_heir_in_a_group_whose_processes_end_together_is_not_one_of_them(silent):
+    group = ready_group(3, fields=COLLECTIVE)
+    now = 0.0
+    if silent:
+        now, _ = pass_time(group, now, 10.0, alive=(0, 2))
+        actions = group.registered(register(1, "heir", **COLLECTIVE), now + 0.4)
+    else:
+        assert group.registered(register(1, "heir", **COLLECTIVE), now) == []
+        actions = group.exited(exited(1), now)
+    assert {it.agent for it in sent(actions, Restart).values()} == {"a0", "a1", "a2"}
+    assert group.holds(1, "heir")
+    assert group.missing == (0, 2)
 
 
 def test_an_heir_that_dies_or_leaves_does_not_inherit():

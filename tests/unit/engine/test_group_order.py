@@ -74,7 +74,10 @@ class AnyOrder(RuleBasedStateMachine):
                     assert form.agent in self.agents
                 case Send(tag, Refused() as refused):
                     assert not self.group.holds(refused.rank, refused.agent)
-                case Send(tag, Restart()):
+                case Send(tag, Restart() as restart):
+                    rank, _ = self.agents[restart.agent]
+                    assert tag == f"rank.{rank}"
+                    assert not self.group.holds(rank, restart.agent)
                     self.restarted()
         for epoch, tags in forms.items():
             assert sorted(tags) == [f"rank.{rank}" for rank in range(self.size)]

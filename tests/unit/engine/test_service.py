@@ -310,6 +310,9 @@ def test_what_fails_and_has_nobody_to_be_told_is_dead_lettered(make, rows):
         "rankmq-request": "m1",
         "rankmq-exchange": "rankmq.requests",
         "rankmq-routing-key": "matmul",
+        "rankmq-attempts": 1,
+        "rankmq-error": "invalid_input: missing input x; the inputs are x",
+        "rankmq-dead-at": int(edge.wall() * 1000),
     }
     assert fate.acked == 1
     only(edge)

@@ -152,7 +152,7 @@ def test_attempts_are_bounded(edge):
     edge.run()
     code, text = error_of(fate)
     assert code == "attempts_exhausted"
-    assert text.startswith("started 3 times")
+    assert text.startswith("tried 3 times")
     edge.world.settle()
     sent = [
         numbers for epoch in range(1, edge.world.driver.group.epoch + 1) for numbers in inputs_of(edge.world, epoch)

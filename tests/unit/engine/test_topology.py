@@ -105,12 +105,15 @@ def test_agents_that_come_first_can_say_so():
 def test_nothing_that_waits_is_ever_dropped():
     broker = everything()
     waiting = [queue for queue in broker.queues.values() if not queue.exclusive and "lease" not in queue.name]
-    assert {queue.name for queue in waiting} == {"rankmq.requests.matmul.normal", topology.UNROUTED, topology.DEAD}
+    lanes = {f"rankmq.requests.matmul.{lane}" for lane in ("high", "normal", "low")}
+    assert {queue.name for queue in waiting} == {*lanes, topology.UNROUTED, topology.DEAD}
     for queue in waiting:
         assert queue.durable
         assert queue.arguments["x-queue-type"] == "quorum"
         if queue.name != topology.DEAD:
-            assert broker.route(queue.arguments["x-dead-letter-exchange"], queue.arguments["x-dead-letter-routing-key"])
+            key = queue.arguments.get("x-dead-letter-routing-key", "matmul")
+            assert broker.route(queue.arguments["x-dead-letter-exchange"], key)
+            assert queue.arguments["x-overflow"] == "reject-publish"
             # one that takes the orchestrator down would come back for ever
             assert queue.arguments["x-delivery-limit"] > 20
     assert broker.route(topology.DEAD, "any.key at all") == {topology.DEAD}
@@ -135,7 +138,7 @@ def test_names_are_short_enough_and_no_two_the_same(found):
         assert len(name.encode()) <= 255
         assert not name.startswith("amq.")
     servables = {group.servable for group in found}
-    assert len(broker.queues) == 2 + len(servables) + len(found) * (1 + 2 + 2)
+    assert len(broker.queues) == 2 + 3 * len(servables) + len(found) * (1 + 2 + 2)
     for group in found:
         exchange = topology.subgraph_exchange(group, 1)
         assert broker.route(exchange, rank_tag(1)) == {topology.rank_queue(group, 1, AGENT)}

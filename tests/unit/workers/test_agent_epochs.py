@@ -1,6 +1,8 @@
 """Given work of an epoch that is over, when the next one forms, then a rank spends no time on it."""
 
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +19,17 @@ GROUP = GroupId(servable="matmul", version=1)
 
 
 class Executor:
-    """Remembers what it was asked to do; opening a group takes until it is aborted, if the test says so."""
+    """Remembers what it was asked to do; opening a group takes until it is aborted or stopped, if the test says so."""
 
     def __init__(self) -> None:
         self.done: list[Any] = []
         self.aborted = threading.Event()
         self.opening = threading.Event()
+        self.may_open = threading.Event()
+        self.may_open.set()
         self.waits_for = ""
+        self.heeds_aborts = True
+        self.failed_epochs: list[int] = []
 
     def load(self, *_: object) -> None:
         self.aborted.clear()
@@ -31,11 +37,14 @@ class Executor:
     def begin_step(self, step: int) -> None:
         self.done.append(step)
 
-    def open_group(self, communication: str, rank: int, size: int, address: str, *_: object) -> None:
+    def open_group(
+        self, communication: str, rank: int, size: int, address: str, table: Any, timeout: float, stopped: Any
+    ) -> None:
         self.done.append(address)
         if address == self.waits_for:
             self.opening.set()
-            if not self.aborted.wait(20):
+            assert self.may_open.wait(10)
+            if not waited_for(lambda: stopped() or (self.heeds_aborts and self.aborted.is_set())):
                 raise AssertionError("it waits for a rank that will not come")
             raise GroupError("told to give up")
 
@@ -47,6 +56,15 @@ class Executor:
 
     def run(self, subgraph: int, inputs: list[np.ndarray]) -> list[np.ndarray]:
         return inputs
+
+
+def waited_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def form(epoch: int) -> Form:
@@ -69,20 +87,20 @@ def step(number: int) -> Step:
     return Step(number, Call(subgraph=0, rows=1), [[from_array(np.ones(1))]], ())
 
 
-def computed(executor: Executor, say: Any) -> tuple[list[int], list[tuple[int, int]]]:
-    """What a rank has said: the epochs it is ready for, and the epochs and steps of its replies."""
+def computed(executor: Executor, say: Any) -> tuple[list[int], list[tuple[int, int]], list[int]]:
+    """What a rank has said: the epochs it is ready for, the epochs and steps of its replies, the epochs it failed."""
     config = AgentConfig(GROUP, 0, (Path("a.npz"),), Settings(), "here")
     agent, ready, replies = Agent(config, executor), [], []
     link = SimpleNamespace(
         ready=lambda message: ready.append(message.epoch),
         reply=lambda message: replies.append((message.epoch, message.step)),
-        load_failed=lambda message: None,
+        load_failed=lambda message: executor.failed_epochs.append(message.epoch),
     )
     talker = threading.Thread(target=say, args=(agent,))
     talker.start()
     agent._compute(link)
     talker.join()
-    return ready, replies
+    return ready, replies, executor.failed_epochs
 
 
 def test_what_waits_of_the_last_epoch_is_left() -> None:
@@ -115,4 +133,49 @@ def test_a_rank_that_waits_for_one_that_was_lost_gives_up_when_the_next_epoch_fo
         agent.form(form(2))
         agent.end()
 
-    assert computed(executor, say) == ([2], [])
+    assert computed(executor, say) == ([2], [], [])
+
+
+def test_one_that_was_about_to_wait_when_the_next_epoch_formed_gives_up_too() -> None:
+    """The word to give up came before there was anything to break off."""
+    executor = Executor()
+    executor.waits_for, executor.heeds_aborts = "segment-1", False
+    executor.may_open.clear()
+
+    def say(agent: Agent) -> None:
+        agent.form(form(1))
+        assert executor.opening.wait(10)
+        agent.form(form(2))
+        executor.may_open.set()
+        assert waited_for(lambda: "segment-2" in executor.done)
+        agent.end()
+
+    assert computed(executor, say) == ([2], [], [])
+
+
+def test_one_that_waits_for_others_does_not_hold_up_its_own_end() -> None:
+    executor = Executor()
+    executor.waits_for = "segment-1"
+
+    def say(agent: Agent) -> None:
+        agent.form(form(1))
+        assert executor.opening.wait(10)
+        agent.end()
+
+    began = time.monotonic()
+    assert computed(executor, say) == ([], [], [])
+    assert time.monotonic() - began < 10
+
+
+def test_one_whose_group_cannot_be_opened_says_so() -> None:
+    executor = Executor()
+    executor.waits_for = "segment-1"
+
+    def say(agent: Agent) -> None:
+        agent.form(form(1))
+        assert executor.opening.wait(10)
+        executor.abort()  # as when another rank has died
+        assert waited_for(lambda: executor.failed_epochs == [1])
+        agent.end()
+
+    assert computed(executor, say)[2] == [1]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rankmq.engine.settings import Settings
 from rankmq.schemas import codec
-from rankmq.schemas.messages import Form, GroupId, Register, Welcome
+from rankmq.schemas.messages import Drain, Form, GroupId, Register, Restart, Welcome
 from rankmq.workers.agent import AgentConfig
 from rankmq.workers.agent_link import AgentLink
 
@@ -20,7 +20,7 @@ class World:
     def __init__(self) -> None:
         config = AgentConfig(GROUP, 0, (Path("a.npz"),), Settings(), "here")
         self.said: list[object] = []
-        self.restarts = 0
+        self.restarts = self.ends = 0
         self.link = AgentLink(config, (), self, scheduler="", device="CPU", shm=True)
         self.link._channel = SimpleNamespace(publish=self.publish)
         self.agent = config.agent
@@ -37,13 +37,19 @@ class World:
     def restart(self) -> None:
         self.restarts += 1
 
+    def end(self, failure: object = None) -> None:
+        self.ends += 1
+
     def hears_form(self, communication: str) -> None:
         given = {"results": "r", "peers": (0,), "scheduler": "", "plans": (), "window": 1, "heartbeat_seconds": 1.0}
         form = Form(group=GROUP, epoch=4, rank=0, agent=self.agent, communication=communication, **given)
         self.link._on_control(form)
 
     def hears_welcome(self) -> None:
-        self.link._on_control(Welcome(group=GROUP, orchestrator="another"))
+        self.hears(Welcome(group=GROUP, agent="*", orchestrator="another"))
+
+    def hears(self, message: Welcome | Restart | Drain) -> None:
+        self.link._on_control(message)
 
 
 @pytest.fixture
@@ -75,3 +81,30 @@ def test_one_that_was_part_of_nothing_registers(world):
     world.hears_welcome()
     assert world.restarts == 0
     assert len(world.said) == 1
+
+
+# ------------------------------------------------------------- words for who held the rank before, or holds it with us
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_only_who_is_meant_starts_anew(world, mine):
+    world.hears(Restart(group=GROUP, agent=world.agent if mine else "another", reason="overdue"))
+    assert world.restarts == mine
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_only_who_is_meant_registers_again(world, mine):
+    world.hears(Welcome(group=GROUP, agent=world.agent if mine else "another", orchestrator="o"))
+    assert len(world.said) == mine
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_only_who_is_meant_may_go(world, mine):
+    world.link._leaving = "told to stop"
+    world.hears(Drain(group=GROUP, agent=world.agent if mine else "another", epoch=4))
+    assert world.ends == mine
+
+
+def test_who_does_not_leave_is_not_sent_away(world):
+    world.hears(Drain(group=GROUP, agent=world.agent, epoch=4))
+    assert world.ends == 0

@@ -1,0 +1,163 @@
+"""The log of answers on the broker: a stream that every orchestrator writes and, when it takes up its work, reads.
+
+An entry follows the answers that it is about on the same channel. So whoever finds it knows that the broker had taken
+those before, and does not send them again; unless the broker was restarted since, which may have lost them: then the
+transient exchange that the writer had declared is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+
+from ..schemas import codec
+from ..schemas.errors import ConnectionLost, RankmqError
+from ..schemas.messages import Answered, AnswersSent
+from . import topology
+from .answers import Answers
+from .connection import Channel, Connection, Properties
+from .delivery import Delivery
+
+__all__ = ["AnswerLog"]
+
+log = logging.getLogger(__name__)
+
+_READ_SECONDS = 30.0
+_PREFETCH = 200
+_MOST_MARKS = 200
+_MOST_ENTRY_BYTES = 4 * 1024 * 1024
+
+
+class AnswerLog:
+    """Reads and writes the log over one connection.
+
+    Args:
+        connection: to the broker.
+        channel: on which the answers are published.
+        answers: the memory that is filled from it.
+        orchestrator: the name of the one that writes.
+        hours: how long entries are kept.
+        most_bytes: how large the log may get.
+    """
+
+    def __init__(
+        self, connection: Connection, channel: Channel, answers: Answers, orchestrator: str, hours: int, most_bytes: int
+    ) -> None:
+        self._connection = connection
+        self._channel = channel
+        self._answers = answers
+        self._orchestrator = orchestrator
+        self._hours = hours
+        self._most_bytes = most_bytes
+        self._session = uuid.uuid4().hex
+        self._pending: list[Answered] = []
+        self._pending_bytes = 0
+        self._next_offset: int | None = None
+        self._reading = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Declares it, and reads what is in it."""
+        await self._channel.declare(topology.answers(self._hours, self._most_bytes))
+        mark = topology.Exchange(topology.boot_mark(self._session), "fanout", durable=False)
+        await self._channel.declare((mark,))
+        await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Reads what was written since it was last read, by whomever."""
+        async with self._reading:
+            began = time.monotonic()
+            entries = await self._read()
+            settled = {entry.session for entry in entries if entry.settled}
+            marks = settled | await self._marks({entry.session for entry in entries if entry.answers} - settled)
+            for entry in entries:
+                for answered in entry.answers:
+                    self._answers.remember(answered, entry.at_ms / 1000, routed=entry.session in marks)
+            count = sum(len(entry.answers) for entry in entries)
+            if count:
+                log.info("%d answers are known from the log, read in %.2f s", count, time.monotonic() - began)
+
+    async def _read(self) -> list[AnswersSent]:
+        """The entries up to a mark that is put at the end for that."""
+        mark = AnswersSent(orchestrator=self._orchestrator, session=uuid.uuid4().hex, at_ms=_now_ms())
+        await self._channel.publish_confirmed("", topology.ANSWERS, codec.encode(mark))
+        channel = await self._connection.channel(confirm=False, prefetch=_PREFETCH)
+        entries: list[AnswersSent] = []
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        begin = self._next_offset
+
+        def on_entry(delivery: Delivery) -> None:
+            channel.ack(delivery.tag)
+            offset = delivery.headers.get("x-stream-offset")
+            if not isinstance(offset, int) or (begin is not None and offset < begin):
+                return  # the broker begins with the chunk that the wanted entry is in
+            self._next_offset = offset + 1
+            try:
+                entry = codec.decode_answers_sent(delivery.body)
+            except RankmqError as error:
+                log.warning("an entry in the log of answers that cannot be read: %s", error.message)
+                return
+            if entry.session == mark.session:
+                if not done.done():
+                    done.set_result(None)
+            elif (entry.answers or entry.settled) and entry.session != self._session:
+                entries.append(entry)
+
+        since = time.time() - 3600.0 * self._hours if begin is None else begin
+        await channel.consume(topology.ANSWERS, on_entry, offset=since)
+        ends: list[asyncio.Future[object]] = [done, channel.closed]  # type: ignore[list-item]  # any result will do
+        await asyncio.wait(ends, timeout=_READ_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if channel.closed.done():
+            raise channel.closed.result()
+        if not done.done():
+            log.warning("the log of answers was not read to its end within %g s", _READ_SECONDS)
+        await channel.close()
+        return entries
+
+    async def _marks(self, sessions: set[str]) -> set[str]:
+        """Of other connections, those since whose beginning the broker has not been restarted."""
+        there: set[str] = set()
+        for session in list(sessions)[-_MOST_MARKS:]:
+            channel = await self._connection.channel(confirm=False)
+            if await channel.has_exchange(topology.boot_mark(session)):
+                there.add(session)
+                await channel.close()
+        return there
+
+    def add(self, answered: Answered) -> None:
+        """Puts an answer on record, together with others of this turn of the loop: behind them on their channel."""
+        if not self._pending:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._pending.append(answered)
+        self._pending_bytes += len(answered.body or b"")
+        if self._pending_bytes > _MOST_ENTRY_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        if pending:
+            self._write(tuple(pending))
+
+    def _write(self, answers: tuple[Answered, ...], *, settled: bool = False) -> None:
+        entry = AnswersSent(
+            orchestrator=self._orchestrator, session=self._session, at_ms=_now_ms(), answers=answers, settled=settled
+        )
+        try:
+            self._channel.publish("", topology.ANSWERS, codec.encode(entry), Properties(app_id="rankmq"))
+        except ConnectionLost:
+            log.debug("%d answers are not on record: the connection ended", len(answers))
+
+    async def close(self) -> None:
+        """Says that all its answers are confirmed, where they are, and takes the mark back that would show it else.
+
+        Of an orchestrator that is killed the mark stays until the broker is restarted.
+        """
+        if self._channel.is_open:
+            self._flush()
+            self._write((), settled=True)
+            await self._channel.delete_exchanges([topology.boot_mark(self._session)])
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,117 @@
+"""Which requests were answered, and how: what makes a delivery that comes twice look as if it came once. Pure.
+
+Bounded: by how many ids, by the bytes of the answers, by their age. The oldest go first.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from ..schemas.messages import Answered
+
+__all__ = ["MOST_BODY_BYTES", "Answers", "Known", "check_of"]
+
+MOST_BODY_BYTES = 65_536
+"""Larger answers are remembered without their bytes: asked for again from elsewhere, they are made again."""
+
+_MOST_IDS = 100_000
+
+
+def check_of(body: bytes) -> int:
+    """What tells the inputs of one request from those of another under the same id; no protection against malice."""
+    return zlib.crc32(body) | len(body) << 32
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of a request that was answered.
+
+    Attributes:
+        check: of its body.
+        content_type: of its answer.
+        body: its answer; None where it was too large to keep, or is too old.
+        failed: serving it failed for a reason that may pass: asked for again, it is tried again.
+        reply_to: where the answer went; False with it where the broker may have lost it since.
+        at: when, in seconds since 1970.
+    """
+
+    check: int
+    content_type: str
+    body: bytes | None
+    failed: bool
+    at: float
+    reply_to: dict[str, bool] = field(default_factory=dict)
+
+
+class Answers:
+    """The requests that were answered lately.
+
+    Args:
+        seconds: how long one is remembered at most.
+        most_bytes: of answers.
+        most_ids: how many.
+    """
+
+    def __init__(self, seconds: float, most_bytes: int, most_ids: int = _MOST_IDS) -> None:
+        self._seconds = seconds
+        self._most_bytes = most_bytes
+        self._most_ids = most_ids
+        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._bodies: OrderedDict[str, int] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def body_bytes(self) -> int:
+        """How many bytes of answers are kept."""
+        return self._bytes
+
+    def find(self, key: str, now: float) -> Known | None:
+        """What is known of a request.
+
+        Args:
+            key: its message id.
+            now: seconds since 1970.
+        """
+        known = self._known.get(key)
+        return None if known is None or known.at + self._seconds < now else known
+
+    def remember(self, answered: Answered, now: float, *, routed: bool = True) -> None:
+        """A request was answered.
+
+        Args:
+            answered: how.
+            now: when, in seconds since 1970.
+            routed: whether the broker has certainly put the answer into its queue.
+        """
+        key = answered.id
+        before = self._known.pop(key, None)
+        self._drop_body(key)
+        known = Known(answered.check, answered.content_type, answered.body, answered.failed, now)
+        if before is not None and before.check == answered.check:
+            known.reply_to = before.reply_to
+        known.reply_to[answered.reply_to] = routed
+        self._known[key] = known
+        if answered.body is not None:
+            self._bodies[key] = len(answered.body)
+            self._bytes += len(answered.body)
+        self._trim(now)
+
+    def _trim(self, now: float) -> None:
+        while self._bytes > self._most_bytes:
+            key = next(iter(self._bodies))
+            self._drop_body(key)
+            self._known[key].body = None
+        while self._known:
+            key, oldest = next(iter(self._known.items()))
+            if len(self._known) <= self._most_ids and oldest.at + self._seconds >= now:
+                return
+            self._drop_body(key)
+            del self._known[key]
+
+    def _drop_body(self, key: str) -> None:
+        self._bytes -= self._bodies.pop(key, 0)

@@ -1,0 +1,120 @@
+"""What the runs of requests ask of the engine: calls of subgraphs, which go to the drivers, and of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from ..schemas.errors import GroupUnavailable, InvalidInput
+from .catalog import Catalog
+from .driver import GroupDriver
+from .runs import MethodRun, RunContext, RunPorts
+from .servable import Pipeline
+from .slots import Session
+from .ticket import Done, RowResult
+
+__all__ = ["CallPorts", "Calls"]
+
+
+class CallPorts(Protocol):
+    """How work reaches the threads and the loop. All but `on_loop` are called on the loop."""
+
+    def in_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Runs `work` on a thread for the functions of methods, then `done` with its result on the loop."""
+
+    def later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Runs `work` on the loop, so many seconds from now."""
+
+    def on_loop(self, work: Callable[[], None]) -> None:
+        """Runs `work` on the loop; may be called from any thread."""
+
+
+class Calls(RunPorts):
+    """The engine, as runs see it.
+
+    Args:
+        catalog: what is served.
+        drivers: by servable name and version; a servable without models has none.
+        ports: to threads and loop.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        drivers: Mapping[tuple[str, int], GroupDriver],
+        ports: CallPorts,
+        clock: Callable[[], float],
+    ) -> None:
+        self._catalog = catalog
+        self._drivers = drivers
+        self._ports = ports
+        self._clock = clock
+
+    def call_subgraph(self, context: RunContext, subgraph: int, rows: Sequence[tuple[Any, ...]], done: Done) -> None:
+        """Runs a subgraph of the context's servable over rows."""
+        driver = self._drivers.get((context.servable.name, context.servable.version))
+        if driver is None:
+            error = GroupUnavailable(f"servable {context.servable.name} has no ranks")
+            done([error] * len(rows))
+            return
+        began = self._clock()
+
+        def finished(results: list[RowResult]) -> None:
+            context.tally.calls += 1
+            context.tally.seconds += self._clock() - began
+            done(results)
+
+        def run(session: Session | None) -> None:
+            if context.life.over is not None:
+                done([context.life.over] * len(rows))
+                return
+            driver.call(
+                subgraph,
+                rows,
+                finished,
+                lenient=context.lenient,
+                requests=(context.request,),
+                session=session,
+                lane=context.lane,
+                life=context.life,
+                alone=context.alone,
+            )
+
+        if driver.servable.slots and context.sessions is not None and context.life.over is None:
+            context.sessions.use(driver, run)
+        else:
+            run(None)
+
+    def call_method(
+        self,
+        context: RunContext,
+        servable: str,
+        version: int,
+        method: str,
+        row: tuple[Any, ...],
+        done: Done,
+        *,
+        ports: RunPorts,
+    ) -> None:
+        """Runs a method of any servable on one row, by means of `ports`."""
+        found, entry = self._catalog.resolve(servable, version, method)
+        if isinstance(entry, Pipeline):
+            raise InvalidInput(f"{servable}.{method} is a pipeline: a pipeline can call methods only")
+        if len(row) != len(entry.input_names):
+            raise InvalidInput(f"{servable}.{method} takes {', '.join(entry.input_names)}: got {len(row)} values")
+        inner = replace(context, servable=found)
+        MethodRun(ports, inner, entry, [row], done).start()
+
+    def in_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Runs `work` on a thread, then `done` with its result on the loop."""
+        self._ports.in_pool(work, done)
+
+    def later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Runs `work` on the loop, so many seconds from now."""
+        self._ports.later(seconds, work)
+
+    def on_loop(self, work: Callable[[], None]) -> None:
+        """Runs `work` on the loop; may be called from any thread."""
+        self._ports.on_loop(work)

@@ -1,0 +1,253 @@
+"""The side of an orchestrator that producers see: its consumers of the requests queues, its replies, its threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..schemas.errors import ConnectionLost, RankmqError
+from ..schemas.messages import Answered
+from . import topology
+from .answer_log import AnswerLog
+from .confirms import Outcome
+from .connection import Channel, Properties
+from .dead_headers import headers_of
+from .delivery import Delivery
+from .open_request import OpenRequest
+from .service import Service, ServicePorts
+
+__all__ = ["Front", "FrontOwner", "Pools"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """The threads on which the servables' own Python runs.
+
+    Attributes:
+        stages: for the functions of methods.
+        pipelines: for pipelines.
+    """
+
+    stages: ThreadPoolExecutor
+    pipelines: ThreadPoolExecutor
+
+
+class FrontOwner(Protocol):
+    """What the front needs of the session that it is part of."""
+
+    def run_guarded(self, work: Callable[[], None]) -> None:
+        """Runs something at the top of the loop: a defect is logged, and ends the session."""
+
+    def request_ended(self) -> None:
+        """A request has its outcome, or the broker has it back."""
+
+    def epoch_of(self, open_: OpenRequest) -> int | None:
+        """The epoch of the group that a request was for."""
+
+
+class Front(ServicePorts):
+    """The I/O of the service.
+
+    Args:
+        channel: for the consumers and the replies.
+        records: the log of answers, on the same channel.
+        pools: the threads.
+        owner: the session.
+    """
+
+    def __init__(self, channel: Channel, records: AnswerLog, pools: Pools, owner: FrontOwner) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._channel = channel
+        self._records = records
+        self._pools = pools
+        self._owner = owner
+        self._consuming: dict[str, str] = {}
+        self._reading: list[Delivery] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.service: Service
+        self.stopping = False
+        self.changed = asyncio.Event()
+
+    # ------------------------------------------------------------------------------------------------------- consumers
+
+    async def consume(self, wanted: Iterable[str]) -> None:
+        """Has consumers of these queues, and of no others."""
+        wanted = set(wanted)
+        for queue in wanted - self._consuming.keys():
+            await self._consume(queue)
+        for queue in self._consuming.keys() - wanted:
+            await self._channel.cancel(self._consuming.pop(queue))
+
+    async def _consume(self, queue: str) -> None:
+        def cancelled() -> None:
+            log.warning("the broker ended our consumer of %s", queue)
+            self._consuming.pop(queue, None)
+            self.changed.set()
+
+        self._consuming[queue] = ""
+        self._consuming[queue] = await self._channel.consume(queue, self._on_request, cancelled=cancelled)
+
+    def _on_request(self, delivery: Delivery) -> None:
+        self._owner.run_guarded(lambda: self._take(delivery))
+
+    def _take(self, delivery: Delivery) -> None:
+        if self.stopping:
+            self._channel.hand_back(delivery.tag)  # it was on its way when the consumer was cancelled
+        elif self._reading is not None:
+            self._reading.append(delivery)
+        elif delivery.redelivered and not self.service.knows(delivery):
+            self._reading = [delivery]  # whoever had it before may have answered it
+            task = self._loop.create_task(self._read_first())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self.service.receive(delivery)
+
+    async def _read_first(self) -> None:
+        try:
+            await self._records.catch_up()
+        except RankmqError as error:
+            log.warning("the log of answers cannot be read: %s", error.message)
+        held, self._reading = self._reading or [], None
+        for delivery in held:
+            if self.stopping:
+                self._channel.hand_back(delivery.tag)
+            else:
+                self._owner.run_guarded(lambda delivery=delivery: self.service.receive(delivery))  # type: ignore[misc]
+
+    # ---------------------------------------------------------------------------------------------------- AnswerPorts
+
+    def reply(self, delivery: Delivery, body: bytes, content_type: str, then: Callable[[Outcome], None]) -> None:
+        """Publishes the reply to a request, to the queue that it named."""
+        asked = delivery.properties
+        if not isinstance(asked.reply_to, str):  # bytes, where it is not UTF-8: no queue is called that
+            then(Outcome.RETURNED)
+            return
+        properties = Properties(
+            message_id=uuid.uuid4().hex,  # not made of the request's, which may be of any length and there twice
+            correlation_id=asked.correlation_id or asked.message_id,
+            content_type=content_type,
+            delivery_mode=2,
+            timestamp=int(time.time()),
+            app_id="rankmq",
+        )
+        self._publish("", asked.reply_to, body, properties, then)
+
+    def dead_letter(
+        self, open_: OpenRequest, error: RankmqError, last: RankmqError | None, then: Callable[[Outcome], None]
+    ) -> None:
+        """Publishes the request itself to the dead-letter exchange."""
+        delivery, asked = open_.delivery, open_.delivery.properties
+        headers = headers_of(
+            error,
+            request=open_.id,
+            attempts=open_.attempts,
+            exchange=delivery.exchange,
+            routing_key=delivery.routing_key,
+            headers=delivery.headers,
+            now=time.time(),
+            epoch=self._owner.epoch_of(open_),
+            last=last,
+        )
+        properties = Properties(
+            message_id=asked.message_id or headers.get("rankmq-request"),
+            correlation_id=asked.correlation_id,
+            reply_to=asked.reply_to,
+            content_type=asked.content_type,
+            priority=asked.priority,
+            timestamp=int(time.time()),
+            delivery_mode=2,
+            headers=headers,
+        )
+        key = delivery.routing_key if isinstance(delivery.routing_key, str) else ""  # bytes, where it is not UTF-8
+        self._publish(topology.DEAD, key or "unknown", delivery.body, properties, then)
+
+    def answered(self, answered: Answered) -> None:
+        """Puts it on record that a request was answered."""
+        self._records.add(answered)
+
+    def ack(self, delivery: Delivery) -> None:
+        """Acknowledges the delivery."""
+        self._channel.ack(delivery.tag)
+
+    def hand_back(self, delivery: Delivery) -> None:
+        """Gives the delivery back to its queue."""
+        self._channel.hand_back(delivery.tag)
+
+    def request_ended(self) -> None:
+        """A request has its outcome, or the broker has it back."""
+        self._owner.request_ended()
+
+    def _publish(self, exchange: str, key: str, body: bytes, properties: Any, then: Callable[[Outcome], None]) -> None:
+        try:
+            self._channel.publish(exchange, key, body, properties, then=then)
+        except ConnectionLost:
+            then(Outcome.LOST)
+
+    # ------------------------------------------------------------------------------------------- time and threads
+
+    def wake_at(self, when: float) -> None:
+        """Has `Service.tick` called at a time of the loop's clock."""
+        if self._timer is not None:
+            if self._timer.when() <= when and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._owner.run_guarded(self.service.tick)
+
+    def later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Runs `work` on the loop, so many seconds from now."""
+        self._loop.call_later(seconds, self._owner.run_guarded, work)
+
+    def in_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Runs `work` on a thread for the functions of methods, then `done` with its result on the loop."""
+        self._in(self._pools.stages, work, done)
+
+    def in_pipeline_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """The same on a thread for pipelines."""
+        self._in(self._pools.pipelines, work, done)
+
+    def _in(self, pool: ThreadPoolExecutor, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        def run() -> None:
+            result = work()
+            self.on_loop(lambda: done(result))
+
+        pool.submit(run).add_done_callback(_report)
+
+    def on_loop(self, work: Callable[[], None]) -> None:
+        """Runs `work` on the loop; may be called from any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._owner.run_guarded, work)
+
+    # --------------------------------------------------------------------------------------------------------- ending
+
+    async def settle(self) -> None:
+        """Everything is answered or handed back: says so in the log of answers."""
+        await self._records.close()
+
+    def close(self) -> None:
+        """Ends what waits for time to pass."""
+        self.stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+
+def _report(future: Future[None]) -> None:
+    """A thread of ours that raised has a defect: what it ran catches everything that a servable can raise."""
+    error = future.exception()
+    if error is not None:
+        log.error("a defect on a thread", exc_info=error)

@@ -1,0 +1,77 @@
+"""A request that was taken from its queue and has no terminal outcome yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..schemas import codec
+from ..schemas.errors import RankmqError
+from ..schemas.messages import Stats
+from .delivery import Delivery
+from .life import Life
+from .runs import RunContext
+from .ticket import RowResult
+
+__all__ = ["OpenRequest"]
+
+
+@dataclass(eq=False, slots=True)
+class OpenRequest:
+    """A request between its delivery and its outcome.
+
+    Attributes:
+        delivery: what is acknowledged in the end.
+        id: for logs and the reply.
+        key: the message id, by which the request is known again; "" where it has none.
+        check: of the body, to tell another request under the same id.
+        began: when it was taken, on the monotonic clock.
+        content_type: of the reply.
+        life: whether it is still wanted.
+        deadline: on the monotonic clock; None for any time.
+        start: begins its work, once it may.
+        context: what its runs share, once it was understood.
+        results: per instance.
+        left: instances without a result.
+        answered: its one outcome is on its way; whatever comes later is dropped.
+        error: what it failed with as a whole.
+        followers: the same request delivered again meanwhile; it shares the outcome.
+    """
+
+    delivery: Delivery
+    id: str
+    key: str
+    check: int
+    began: float
+    content_type: str = codec.MSGPACK
+    life: Life = field(default_factory=Life)
+    deadline: float | None = None
+    start: Callable[[], None] | None = None
+    context: RunContext | None = None
+    results: list[RowResult | None] = field(default_factory=list)
+    output_names: tuple[str, ...] = ()
+    left: int = 0
+    answered: bool = False
+    error: RankmqError | None = None
+    followers: list[OpenRequest] = field(default_factory=list)
+
+    @property
+    def reply_to(self) -> str:
+        """The queue for the answer; "" where nobody can be told."""
+        name = self.delivery.properties.reply_to
+        return name if isinstance(name, str) else ""
+
+    @property
+    def attempts(self) -> int:
+        """How often it was delivered, this time included."""
+        count = self.delivery.headers.get("x-delivery-count", 0)
+        return count + 1 if isinstance(count, int) else 1
+
+    def stats(self, now: float) -> Stats:
+        """Where its time went until now."""
+        tally = self.context.tally if self.context is not None else None
+        return Stats(
+            served_ms=round((now - self.began) * 1e3, 3),
+            ranks_ms=round(tally.seconds * 1e3, 3) if tally else 0.0,
+            steps=tally.calls if tally else 0,
+        )

@@ -1,0 +1,34 @@
+"""By which way a request came: its lane, or why the broker took it out of its queue. Pure."""
+
+from __future__ import annotations
+
+from ..schemas.errors import InvalidInput
+from .delivery import Delivery
+from .topology import DEFAULT_LANE, LANES, UNROUTED
+
+__all__ = ["dropped", "lane_of"]
+
+
+def lane_of(delivery: Delivery) -> str:
+    """The lane of a request, by its routing key: `<servable>` or `<servable>.<lane>`.
+
+    Raises:
+        InvalidInput: there is no such lane.
+    """
+    key = delivery.routing_key
+    _, dot, lane = key.partition(".")
+    if not dot:
+        return DEFAULT_LANE
+    if lane not in LANES:
+        raise InvalidInput(f"the routing key {key!r:.80} names no lane: <servable>.<lane>, lane {', '.join(LANES)}")
+    return lane
+
+
+def dropped(delivery: Delivery) -> str | None:
+    """Why the broker itself took a request out of its queue ("expired", "delivery_limit"); None if it did not."""
+    if delivery.exchange != UNROUTED:
+        return None
+    deaths = delivery.headers.get("x-death")
+    last = deaths[0] if isinstance(deaths, list) and deaths else None
+    reason = last.get("reason") if isinstance(last, dict) else None
+    return str(reason) if reason else "no reason given"

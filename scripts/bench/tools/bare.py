@@ -1,0 +1,244 @@
+"""Bare pika: what a broker and its driver can do without us. The ceilings, and the producer that loads both sides.
+
+The engine's own connection is not used here on purpose, since it is what is measured.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from ....engine.connection import pika  # type: ignore[attr-defined]  # the driver itself, from the module that has it
+from ....schemas.errors import OperatorError
+
+__all__ = ["Answers", "Line", "Producer"]
+
+OnMessage = Callable[[Any, Any, Any, bytes], None]
+
+_HEARTBEAT = 600  # a line is silent while the other side is measured
+_PATIENCE = 120.0
+_ANY = 1 << 62
+_LEAST = 4  # answers to take a rate of
+
+
+class Line:
+    """One connection with one channel, and a loop that runs only while somebody waits for something.
+
+    Args:
+        url: the broker's.
+        prefetch: unacknowledged deliveries at once; 0 for any number.
+    """
+
+    def __init__(self, url: str, prefetch: int = 0) -> None:
+        parameters = pika.URLParameters(url)
+        parameters.heartbeat = _HEARTBEAT
+        self._failure = ""
+        self._waiting = False
+        self.channel: Any = None
+        self._connection = pika.SelectConnection(
+            parameters,
+            on_open_callback=lambda it: it.channel(on_open_callback=self._opened),
+            on_open_error_callback=lambda _, error: self._failed(error),
+            on_close_callback=lambda _, error: self._failed(error),
+        )
+        self.run()
+        if prefetch:
+            self.do("basic_qos", prefetch_count=prefetch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _opened(self, channel: Any) -> None:
+        self.channel = channel
+        channel.add_on_close_callback(lambda _, error: self._failed(error))
+        self.stop()
+
+    def _failed(self, error: object) -> None:
+        self._failure = f"the broker or the connection to it failed: {error}"
+        self.stop()
+
+    def run(self, seconds: float = _PATIENCE) -> bool:
+        """Runs the loop until `stop`, or so long.
+
+        Returns:
+            Whether it was stopped.
+
+        Raises:
+            OperatorError: the connection is gone.
+        """
+        self._waiting = True
+        loop = self._connection.ioloop
+        timer = loop.call_later(seconds, loop.stop)
+        loop.start()
+        loop.remove_timeout(timer)
+        if self._failure:
+            raise OperatorError(self._failure)
+        stopped = not self._waiting
+        self._waiting = False
+        return stopped
+
+    def stop(self) -> None:
+        """Has `run` return."""
+        if self._waiting:
+            self._waiting = False
+            self._connection.ioloop.stop()
+
+    def do(self, method: str, **arguments: Any) -> Any:
+        """Calls a method of the channel and waits for the broker's answer."""
+        answers: list[Any] = []
+
+        def answered(answer: Any) -> None:
+            answers.append(answer)
+            self.stop()
+
+        getattr(self.channel, method)(**arguments, callback=answered)
+        if not self.run():
+            raise OperatorError(f"the broker does not answer: {method}")
+        return answers[0].method
+
+    def queue(self, name: str = "", **arguments: Any) -> str:
+        """Declares a queue, exclusive if it has no name, and gives its name."""
+        given = {"exclusive": True, **arguments} if not name else arguments
+        return str(self.do("queue_declare", queue=name, **given).queue)
+
+    def consume(
+        self, queue: str, on_message: Callable[[Any, Any, Any, bytes], None], *, auto_ack: bool = False
+    ) -> None:
+        """Has a function called with channel, delivery, properties and body of each message."""
+        self.do("basic_consume", queue=queue, auto_ack=auto_ack, on_message_callback=on_message)
+
+    def publish(
+        self, exchange: str, key: str, body: bytes, *, persistent: bool = False, **properties: str | None
+    ) -> None:
+        """Publishes a message; nobody waits for the broker's word on it."""
+        given = pika.BasicProperties(delivery_mode=2 if persistent else 1, **properties)
+        self.channel.basic_publish(exchange, key, body, given)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        if self._connection.is_open:
+            self._waiting = True
+            self._connection.close()
+            loop = self._connection.ioloop
+            loop.call_later(2.0, loop.stop)
+            loop.start()
+
+
+@dataclass(slots=True)
+class Answers:
+    """What came back within a time.
+
+    Attributes:
+        count: how many answers.
+        seconds: the time.
+        times: seconds that each request took.
+        bodies: the first few answers, each with the number of its request among the producer's.
+        smallest: bytes of the smallest.
+    """
+
+    count: int = 0
+    seconds: float = 0.0
+    times: list[float] = field(default_factory=list)
+    bodies: list[tuple[int, bytes]] = field(default_factory=list)
+    smallest: int = _ANY
+
+    @property
+    def per_second(self) -> float:
+        """Answers a second."""
+        return self.count / self.seconds
+
+
+class Producer:
+    """Publishes requests, over and over, and keeps so many under way.
+
+    Args:
+        url: the broker's.
+        bodies: of the requests.
+        content_type: of all of them.
+    """
+
+    _KEPT = 64
+
+    def __init__(self, url: str, bodies: Sequence[bytes], content_type: str) -> None:
+        self._line = Line(url)
+        self._bodies = bodies
+        self._content_type = content_type
+        self._replies = self._line.queue()
+        self._on_reply: Callable[[str, bytes], None] = lambda request, reply: None
+        self._line.consume(
+            self._replies,
+            lambda _, __, properties, reply: self._on_reply(properties.correlation_id, reply),
+            auto_ack=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.close()
+
+    def ask(
+        self, exchange: str, key: str, in_flight: int, *, seconds: float = _PATIENCE, most: int = 1 << 62
+    ) -> Answers:
+        """Asks for so long, or so often; then waits for what is under way.
+
+        Args:
+            exchange: where to publish.
+            key: the routing key.
+            in_flight: requests under way at once.
+            seconds: how long.
+            most: how many requests.
+
+        Raises:
+            OperatorError: the answers stay away, or the broker does.
+        """
+        answers, asked, began = Answers(), dict[str, tuple[int, float]](), 0.0
+        end, left = 0.0, most
+
+        def publish() -> None:
+            nonlocal left
+            request, number = uuid.uuid4().hex, (most - left) % len(self._bodies)
+            left -= 1
+            asked[request] = number, time.perf_counter()
+            self._line.publish(
+                exchange,
+                key,
+                self._bodies[number],
+                persistent=True,
+                message_id=request,
+                correlation_id=request,
+                reply_to=self._replies,
+                content_type=self._content_type,
+            )
+
+        def on_reply(request: str, reply: bytes) -> None:
+            now = time.perf_counter()
+            if request not in asked:
+                return
+            number, then = asked.pop(request)
+            if now < end or answers.count < _LEAST:
+                answers.count += 1
+                answers.seconds = now - began
+                answers.times.append(now - then)
+            answers.smallest = min(answers.smallest, len(reply))
+            if len(answers.bodies) < self._KEPT:
+                answers.bodies.append((number, reply))
+            if now < end and left > 0:
+                publish()
+            elif not asked:
+                self._line.stop()
+
+        self._on_reply = on_reply
+        began = time.perf_counter()
+        end = began + seconds
+        for _ in range(min(in_flight, most)):
+            publish()
+        if not self._line.run(seconds + _PATIENCE):
+            raise OperatorError(f"{len(asked)} requests have no answer {_PATIENCE:g} s after the last was sent")
+        return answers
