@@ -29,7 +29,7 @@ class Admission(Generic[T]):
 
     def __init__(self, most: int) -> None:
         spare = max(1, most // _SHARE)
-        self._most = {lane: most for lane in LANES} | {"high": most + spare, "low": max(1, most - spare)}
+        self._most = dict.fromkeys(LANES, most) | {"high": most + spare, "low": max(1, most - spare)}
         self._waiting: dict[str, dict[T, None]] = {lane: {} for lane in LANES}
         self._running: dict[T, str] = {}
         self._count: Counter[str] = Counter()

@@ -49,6 +49,7 @@ class Channel:
         self._loop = connection.loop
         self._waiting: set[asyncio.Future[Any]] = set()
         self._confirms: Confirms | None = None
+        self._prefetch = 0
         self.closed: asyncio.Future[RankmqError] = self._loop.create_future()
 
     @property
@@ -133,7 +134,7 @@ class Channel:
         exclusive: bool = False,
         offset: int | float | str | None = None,
         cancelled: Callable[[], None] | None = None,
-        name: str | None = None,
+        prefetch: int | None = None,
     ) -> str:
         """Starts a consumer; `handler` runs on the loop for each message.
 
@@ -144,7 +145,7 @@ class Channel:
             exclusive: no other consumer may share the queue.
             offset: of a stream, where to begin: an entry's number, seconds since 1970 as a float, or "first", "next".
             cancelled: called when the broker ends the consumer, as when the queue is deleted.
-            name: the consumer's tag; None for one that is made up.
+            prefetch: how many deliveries it may hold unacknowledged, 0 for any number; None for the channel's own.
 
         Returns:
             The consumer's tag.
@@ -170,18 +171,20 @@ class Channel:
                     on_message,
                     auto_ack=no_ack,
                     exclusive=exclusive,
-                    consumer_tag=name,
                     arguments=arguments,
                     callback=callback,
                 )
             )
 
         self._driver.add_on_cancel_callback(on_cancel)
+        if prefetch is not None:
+            await self._bound(prefetch)
         await self._rpc(start)
+        if prefetch is not None:
+            await self._bound(self._prefetch)
         return tag[0]
 
-    async def prefetch(self, count: int) -> None:
-        """Bounds how many deliveries each consumer that starts from now on may hold unacknowledged; 0: any number."""
+    async def _bound(self, count: int) -> None:
         await self._rpc(self._driver.basic_qos, prefetch_count=count)
 
     async def cancel(self, tag: str) -> None:
@@ -286,7 +289,8 @@ class Channel:
             await self._rpc(lambda callback: self._driver.confirm_delivery(self._on_confirm, callback))
             self._confirms = Confirms()
         if prefetch:
-            await self._rpc(self._driver.basic_qos, prefetch_count=prefetch)
+            self._prefetch = prefetch
+            await self._bound(prefetch)
 
     async def close(self, timeout: float = 5.0) -> None:
         """Closes it, and waits for the broker's word at most `timeout` seconds."""

@@ -353,7 +353,12 @@ class ClientLine:
             raise ReplyTimeout(f"not cancelled within {timeout:g} s{self._trouble()}") from None
         if self._connection is None:
             raise ClientClosed("the client is closed")
-        found = await ask_cancel(self._connection, [request_id], timeout=until - self._loop.time())
+        try:
+            found = await ask_cancel(self._connection, [request_id], timeout=until - self._loop.time())
+        except ConnectionLost:
+            if self._stop.is_set():
+                raise ClientClosed("the client was closed before the engine's word came") from None
+            raise
         if request_id in found:
             return found[request_id]
         if self._loop.time() >= until:

@@ -20,7 +20,7 @@ _LARGEST_SCALAR = 9
 _OURS = frozenset(
     f"rankmq-{name}"
     for name in (
-        *("code", "reason", "request", "attempts", "epoch", "error"),
+        *("code", "reason", "request", "attempts", "epoch", "error", "held"),
         *("exchange", "routing-key", "dead-at", "headers-dropped"),
     )
 )

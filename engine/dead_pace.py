@@ -5,44 +5,36 @@ from __future__ import annotations
 __all__ = ["Pace"]
 
 _FIRST = 64
-_MOST = 65535
-"""What a consumer can have at most: AMQP has 16 bits for it."""
-
-_MOST_HOLDING = 30
-"""The broker returns what the consumers of a channel had in the consumers' order only while they are few."""
+_MOST = 4096
+"""The broker takes the longer for an acknowledgement the more unacknowledged messages there are on its channel."""
 
 _BYTES = 16 * 1024 * 1024
+_MOST_CHUNKS = 1000
+"""Each has a channel of its own, of which a connection has 2047, if not told otherwise."""
 
 
 class Pace:
-    """Chunks of a queue: small ones at first, for who wants but a few; then of so many bytes; then what must be.
+    """Chunks of a queue: small ones at first, for what they hold is not known, then of so many bytes.
 
-    The broker sends a chunk at once, so it should not be large. A chunk of which some letters are kept keeps its
-    consumer, of which there must not be many.
+    The broker sends a chunk at once, so it should not be large.
+
+    Args:
+        total: how many letters there are.
     """
 
-    def __init__(self) -> None:
-        self._kept: list[int] = []
+    def __init__(self, total: int) -> None:
+        self._left = total
+        self._least = -(-total // _MOST_CHUNKS)
         self._walked = 0
         self._bytes = 0
 
-    def next(self, left: int) -> int:
-        """How many letters to ask for.
-
-        Args:
-            left: how many there are yet; at least 1.
-        """
+    def next(self) -> int:
+        """How many letters to ask for; 0 when all were."""
         mean = max(1, self._bytes // max(1, self._walked))
-        places = max(1, _MOST_HOLDING - sum(kept > 0 for kept in self._kept))
-        wanted = max(_BYTES // mean, -(-left // places))
-        chunk = max(1, min(left, _MOST, max(_FIRST, self._walked), wanted))
-        self._kept.append(chunk)
+        growing = max(_FIRST, self._walked)
+        chunk = min(self._left, max(self._least, 1, min(growing, _MOST, _BYTES // mean)))
+        self._left -= chunk
         return chunk
-
-    @property
-    def chunk(self) -> int:
-        """The number of the chunk that was asked for last, from 0."""
-        return len(self._kept) - 1
 
     def saw(self, size: int) -> None:
         """A letter came.
@@ -52,7 +44,3 @@ class Pace:
         """
         self._walked += 1
         self._bytes += size
-
-    def done(self, chunk: int) -> None:
-        """A letter of a chunk will not go back."""
-        self._kept[chunk] -= 1

@@ -6,7 +6,7 @@ No I/O of its own: what is to be sent goes through `GroupPorts`. Everything runs
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np

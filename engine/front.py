@@ -97,9 +97,10 @@ class Front(ServicePorts):
         self._consuming[queue] = await self._channel.consume(queue, self._on_request, cancelled=cancelled)
 
     def _on_request(self, delivery: Delivery) -> None:
-        self._owner.run_guarded(lambda: self._take(delivery))
+        self._owner.run_guarded(lambda: self.take(delivery))
 
-    def _take(self, delivery: Delivery) -> None:
+    def take(self, delivery: Delivery) -> None:
+        """Takes a request; one that somebody had before, after a look into the log of answers."""
         if self.stopping:
             self._channel.hand_back(delivery.tag)  # it was on its way when the consumer was cancelled
         elif self._reading is not None:

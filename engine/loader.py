@@ -19,7 +19,7 @@ from .declaration import Declaration, declaring
 from .model_files import ModelFiles, check_model_files, find_model_files, versions_of
 from .servable import Method, Pipeline, Servable, Subgraph
 
-__all__ = ["CONFIGURATION_FILE", "load_servable"]
+__all__ = ["CONFIGURATION_FILE", "files_of_ranks", "load_servable"]
 
 CONFIGURATION_FILE = "servable_config.py"
 
@@ -158,11 +158,10 @@ def _find(
     servable: Servable, directory: Path, given: Sequence[Sequence[Path]] | None, required: bool
 ) -> ModelFiles | None:
     declared = servable.subgraph_count
-    patterns = [graph.file for model in servable.models for graph in model.subgraphs or () if graph.file is not None]
     try:
         if given is None:
             found = find_model_files(
-                directory, servable.name, servable.version, servable.rank_size, patterns if patterns else None
+                directory, servable.name, servable.version, servable.rank_size, _patterns(servable)
             )
         else:
             found = tuple(tuple(Path(path) for path in of_rank) for of_rank in given)
@@ -171,6 +170,29 @@ def _find(
         if required:
             raise
         return None
+
+
+def _patterns(servable: Servable) -> list[str] | None:
+    patterns = [graph.file for model in servable.models for graph in model.subgraphs or () if graph.file is not None]
+    return patterns or None
+
+
+def files_of_ranks(servable: Servable, ranks: Sequence[int]) -> dict[int, tuple[Path, ...]]:
+    """The model files of some ranks of a servable; those of the others may be on other hosts.
+
+    Args:
+        servable: as loaded, with or without its model files.
+        ranks: of its ranks, ascending.
+
+    Raises:
+        ModelError: one of them has no file, or not as many as the others.
+    """
+    if servable.model_files is not None:
+        return {rank: servable.model_files[rank] for rank in ranks}
+    place = servable.directory.parent, servable.name, servable.version
+    found = find_model_files(*place, servable.rank_size, _patterns(servable), ranks)
+    checked = check_model_files(found, len(ranks), servable.subgraph_count, ranks)
+    return dict(zip(ranks, checked, strict=True))
 
 
 def _with_files(servable: Servable, files: ModelFiles | None) -> Servable:

@@ -8,12 +8,19 @@ from dataclasses import dataclass, field
 from ..schemas import codec
 from ..schemas.errors import RankmqError
 from ..schemas.messages import Stats
+from .dead_headers import deaths_of
 from .delivery import Delivery
 from .life import Life
 from .runs import RunContext
 from .ticket import RowResult
+from .topology import held_exchange
 
-__all__ = ["OpenRequest"]
+__all__ = ["HELD_HEADER", "OpenRequest"]
+
+HELD_HEADER = "rankmq-held"
+"""On the copy of a request that runs for long: which copy it is."""
+
+_KEPT = held_exchange("")
 
 
 @dataclass(eq=False, slots=True)
@@ -26,6 +33,7 @@ class OpenRequest:
         key: the message id, by which the request is known again; "" where it has none.
         check: of the body, to tell another request under the same id.
         began: when it was taken, on the monotonic clock.
+        delivered: when its present delivery was; see `custody`.
         content_type: of the reply.
         life: whether it is still wanted.
         deadline: on the monotonic clock; None for any time.
@@ -34,6 +42,7 @@ class OpenRequest:
         results: per instance.
         left: instances without a result.
         answered: its one outcome is on its way; whatever comes later is dropped.
+        ended: it has its outcome, or the broker has it back.
         error: what it failed with as a whole.
         followers: the same request delivered again meanwhile; it shares the outcome.
     """
@@ -43,6 +52,7 @@ class OpenRequest:
     key: str
     check: int
     began: float
+    delivered: float
     content_type: str = codec.MSGPACK
     life: Life = field(default_factory=Life)
     deadline: float | None = None
@@ -52,6 +62,7 @@ class OpenRequest:
     output_names: tuple[str, ...] = ()
     left: int = 0
     answered: bool = False
+    ended: bool = False
     error: RankmqError | None = None
     followers: list[OpenRequest] = field(default_factory=list)
 
@@ -63,9 +74,11 @@ class OpenRequest:
 
     @property
     def attempts(self) -> int:
-        """How often it was delivered, this time included."""
-        count = self.delivery.headers.get("x-delivery-count", 0)
-        return count + 1 if isinstance(count, int) else 1
+        """How often it was delivered, this time included, and came back from an orchestrator that had kept it."""
+        headers = self.delivery.headers
+        count = headers.get("x-delivery-count", 0)
+        kept = (it.get("count") for it in deaths_of(headers) if str(it.get("queue")).startswith(_KEPT))
+        return sum(it for it in (1, count, *kept) if isinstance(it, int))
 
     def stats(self, now: float) -> Stats:
         """Where its time went until now."""

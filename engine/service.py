@@ -123,6 +123,11 @@ class Service:
         return len(self._open)
 
     @property
+    def requests(self) -> tuple[OpenRequest, ...]:
+        """All of them."""
+        return tuple(self._open)
+
+    @property
     def waiting(self) -> int:
         """Of those, the ones that wait for others to end."""
         return self._admission.waiting
@@ -134,7 +139,8 @@ class Service:
         properties, body = delivery.properties, delivery.body
         key = properties.message_id if isinstance(properties.message_id, str) else ""
         request_id = properties.message_id or properties.correlation_id or uuid.uuid4().hex
-        open_ = OpenRequest(delivery, _readable(request_id), key, check_of(body) if key else 0, self._clock())
+        now = self._clock()
+        open_ = OpenRequest(delivery, _readable(request_id), key, check_of(body) if key else 0, now, now)
         self._open[open_] = None
         try:
             _check_text(properties)
@@ -305,6 +311,7 @@ class Service:
         """A request has its outcome, or the broker has it back; only once."""
         if self._open.pop(open_, self) is self:
             return False
+        open_.ended = True
         if self._by_key.get(open_.key) is open_:
             del self._by_key[open_.key]
         self.served += served is True

@@ -22,7 +22,8 @@ from . import topology
 from .answer_log import AnswerLog
 from .answers import Answers
 from .catalog import Catalog
-from .connection import Channel, Connection, Properties
+from .connection import Connection, Properties
+from .custody import Custody
 from .delivery import Delivery
 from .front import Front, FrontOwner, Pools
 from .group import GroupRules
@@ -76,6 +77,7 @@ class Session(FrontOwner):
         self._serving: list[asyncio.Task[None]] = []
         self._stopping = False
         self._quiet_until = 0.0
+        self._keeping: asyncio.Task[None] | None = None
         self.failure: OperatorError | None = None
         self.all_ready = asyncio.Event()
 
@@ -118,6 +120,7 @@ class Session(FrontOwner):
             answers=answers,
         )
         await records.open()
+        self._custody = Custody(edge, self._name, settings.hold_seconds, self._loop.time, time.time, self._front.take)
         await self._listen_for_questions()
         self._serving = [self._loop.create_task(self._serve(link)) for link in self._links.values()]
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
@@ -233,7 +236,13 @@ class Session(FrontOwner):
             elif now >= self._quiet_until:
                 for link in self._links.values():
                     link.tick()
+            if self._keeping is None or self._keeping.done():
+                self._keeping = self._loop.create_task(self._keep())
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
+
+    async def _keep(self) -> None:
+        with self.guarded():
+            await self._custody.tick(self.service.requests)
 
     # --------------------------------------------------------------------------------------------------------- status
 

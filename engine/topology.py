@@ -82,7 +82,7 @@ DELIVERY_LIMIT = 25
 orchestrator down each time. A queue's arguments cannot change, so this does not follow any setting."""
 
 _MOST_DEAD = 1_000_000
-_HELD_MS = 60_000
+_HELD_MS = 10_000
 
 Kind = Literal["direct", "fanout", "topic"]
 

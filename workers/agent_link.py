@@ -109,6 +109,7 @@ class AgentLink:
         self._leaving = ""
         self._max_message = 16 * _MIB
         self._binding: asyncio.Task[None] | None = None
+        self._saying: asyncio.Task[None] | None = None
         self._registering: asyncio.TimerHandle | None = None
         self._heartbeat_seconds = config.settings.heartbeat_seconds
 
@@ -138,14 +139,10 @@ class AgentLink:
     def ready(self, message: Ready) -> None:
         """Says that the rank is ready for the epoch."""
 
-        async def say() -> None:
-            if self._binding is not None:
-                await asyncio.wait([self._binding])  # steps may come as soon as this is said
-            self._serving = message.epoch == self._epoch
-            self._work.alive(serving=self._serving)
-            self._say(topology.CONTROL, message)
+        def say() -> None:
+            self._saying = self._loop.create_task(self._say_ready(message))  # a loop itself does not hold its tasks
 
-        self._on_loop(lambda: self._loop.create_task(say()))
+        self._on_loop(say)
 
     def load_failed(self, message: LoadFailed) -> None:
         """Says that the rank cannot load."""
@@ -176,7 +173,7 @@ class AgentLink:
         config, settings = self._config, self._config.settings
         patience = settings.connect_timeout
         closing: asyncio.Future[Any] = asyncio.ensure_future(self._closing.wait())
-        beating = asyncio.ensure_future(self._beat())
+        beating: asyncio.Future[Any] = asyncio.ensure_future(self._beat())
         try:
             while not self._closing.is_set():
                 connection = await Connection.open(
@@ -188,7 +185,7 @@ class AgentLink:
                 patience = settings.reconnect_timeout
                 try:
                     await self._open(connection)
-                    ends: list[asyncio.Future[Any]] = [closing, connection.closed]
+                    ends: list[asyncio.Future[Any]] = [closing, connection.closed, beating]
                     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                     if connection.closed.done():
                         log.warning("the connection to the broker ended: %s", connection.closed.result())
@@ -202,6 +199,8 @@ class AgentLink:
                     self._guard = None
                     self._cancel_registering()
                     await connection.close()
+                if beating.done():
+                    beating.result()  # it ends by an error only
         finally:
             beating.cancel()
             closing.cancel()
@@ -330,6 +329,19 @@ class AgentLink:
         self._loop.call_later(config.settings.drain_timeout, self._work.end)
         if not self._say(topology.CONTROL, message, then):
             self._work.end()
+
+    async def _say_ready(self, message: Ready) -> None:
+        try:
+            if self._binding is not None:
+                await self._binding  # steps may come as soon as this is said
+            self._serving = message.epoch == self._epoch
+            self._work.alive(serving=self._serving)
+            self._say(topology.CONTROL, message)
+        except RankmqError as error:  # the rank registers again over the next connection
+            log.warning("could not get ready: %s", error.message)
+        except Exception as error:
+            log.exception("a defect on the I/O thread")
+            self._work.end(ConnectionLost(f"the I/O thread ended: {error}"))
 
     async def _beat(self) -> None:
         config = self._config

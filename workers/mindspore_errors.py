@@ -16,7 +16,7 @@ MINDSPORE_ERRORS = (RuntimeError, TypeError, ValueError)
 def first_line(error: BaseException) -> str:
     """What MindSpore says, without its rulers, headings and call stacks."""
     for line in str(error).splitlines():
-        text = line.strip().rpartition(" exception:")[2]
+        text = line.rpartition(" exception:")[2].strip()
         if text and not text.startswith("-") and not text.startswith("mindspore/"):
             return text[:300]
     return type(error).__name__

@@ -99,6 +99,7 @@ def _worker(parent: Line, url: str, concurrency: int) -> None:
     """A Celery worker, until the other end of the pipe is closed."""
     from .tools.celery_app import celery_app, worker_arguments
 
+    os.environ["C_FORCE_ROOT"] = "1"  # as root it would refuse pickle, of which nobody sends any but us
     app = celery_app(url, WEIGHT)
 
     def listen() -> None:

@@ -130,10 +130,9 @@ def chosen(names: str, setting: Setting) -> list[Fault]:
         if name not in FAULTS:
             raise ConfigurationError(f"there is no fault {name!r}; there are {', '.join(FAULTS)}")
         if name not in can:
-            raise ConfigurationError(
-                f"{name} needs {FAULTS[name].ranks} ranks and {FAULTS[name].groups} groups: "
-                f"there are {setting.ranks} and {setting.groups}"
-            )
+            fault = FAULTS[name]
+            needs = f"--groups {fault.groups}" if fault.groups > setting.groups else f"--ranks {fault.ranks}"
+            raise ConfigurationError(f"{name} needs {needs} at least")
     return [can[name] for name in dict.fromkeys(wanted)] or list(can.values())
 
 

@@ -142,21 +142,18 @@ def _ranks(servable: Servable, ranks: str | None, table: Path | None, host: str 
 
 
 def _files(servable: Servable, ranks: Sequence[int], patterns: Sequence[str]) -> dict[int, Sequence[Path]]:
-    from ...engine.loader import load_servable
+    from ...engine.loader import files_of_ranks
     from ...engine.model_files import check_model_files
     from ...schemas.errors import ModelError
     from ..servable_paths import expand
 
     if patterns:
         expanded = expand(patterns, ranks)
-        check_model_files(list(expanded.values()), len(ranks), servable.subgraph_count)
+        check_model_files(list(expanded.values()), len(ranks), servable.subgraph_count, list(expanded))
         return dict(expanded)
-    found = servable.model_files
-    if found is None:  # load it once more for the error that says what is missing
-        try:
-            found = load_servable(servable.directory.parent, servable.name, servable.version).model_files or ()
-        except ModelError as error:
-            if len(ranks) == servable.rank_size:
-                raise
-            raise ModelError(f"{error.message}; say with --model-files where those of these ranks are") from None
-    return {rank: found[rank] for rank in ranks}
+    try:
+        return dict(files_of_ranks(servable, ranks))
+    except ModelError as error:
+        if len(ranks) == servable.rank_size:
+            raise
+        raise ModelError(f"{error.message}; say with --model-files where those of these ranks are") from None

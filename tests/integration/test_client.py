@@ -7,18 +7,14 @@ import logging
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import pika
 import pytest
 from rankmq.engine import client_line, topology
 from rankmq.engine.client import Client
-from rankmq.schemas import codec
 from rankmq.schemas.errors import (
     BrokerRefused,
     BrokerUnavailable,
@@ -33,93 +29,10 @@ from rankmq.schemas.errors import (
     StageFailed,
 )
 from rankmq.schemas.messages import ErrorInfo, InstanceError, Reply, Request
-from rankmq.schemas.tensors import from_array, to_array
+from rankmq.schemas.tensors import from_array
 from rankmq.workers.rendezvous import free_port
 
-from tests.faults.proxy import Proxy
-
-PATIENCE = 20.0
-"""Seconds after which a test that waits has found a hang."""
-
-_names = (f"asked-{number}" for number in itertools.count())
-
-
-def doubled(request: Request) -> Reply:
-    rows = [{name: from_array(to_array(value) * 2) for name, value in row.items()} for row in request.instances]
-    return Reply(id="", outputs=rows)
-
-
-class Answering:
-    """Takes the requests of one servable and sends what `answer` gives: a reply, bytes, or None for no reply."""
-
-    def __init__(self, url: str, answer: Callable[[Request], Reply | bytes | None] = doubled, **queue: Any) -> None:
-        self.servable = next(_names)
-        self.answer = answer
-        self.taken = threading.Semaphore(0)
-        self._queue = topology.requests_queue(self.servable)
-        self._connection = pika.BlockingConnection(pika.URLParameters(url))
-        self._channel = self._connection.channel()
-        for item in topology.edge():
-            match item:
-                case topology.Exchange():
-                    self._channel.exchange_declare(
-                        item.name, item.kind, durable=item.durable, arguments=dict(item.arguments)
-                    )
-                case topology.Queue():
-                    self._channel.queue_declare(item.name, durable=item.durable, arguments=dict(item.arguments))
-                case topology.Binding():
-                    self._channel.queue_bind(item.queue, item.exchange, item.key)
-        self._channel.queue_declare(self._queue, exclusive=True, arguments=queue)
-        self._channel.queue_bind(self._queue, topology.REQUESTS, self.servable)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def waits_for(self, count: int = 1) -> None:
-        for _ in range(count):
-            assert self.taken.acquire(timeout=PATIENCE), "no request came"
-
-    def close(self) -> None:
-        if self._thread.is_alive():
-            self._connection.add_callback_threadsafe(self._channel.stop_consuming)
-            self._thread.join(PATIENCE)
-        self._connection.close()
-
-    def _serve(self) -> None:
-        self._channel.basic_consume(self._queue, self._on_request, auto_ack=True)
-        self._channel.start_consuming()
-
-    def _on_request(self, _: Any, __: Any, properties: pika.BasicProperties, body: bytes) -> None:
-        reply = self.answer(codec.decode_request(body, properties.content_type))
-        if reply is not None:
-            out = reply if isinstance(reply, bytes) else codec.encode_reply(reply)
-            answered = pika.BasicProperties(
-                correlation_id=properties.correlation_id, content_type=properties.content_type
-            )
-            self._channel.basic_publish("", properties.reply_to, out, answered)
-        self.taken.release()
-
-
-@contextmanager
-def answering(url: str, answer: Callable[[Request], Reply | bytes | None] = doubled) -> Iterator[Answering]:
-    orchestrator = Answering(url, answer)
-    orchestrator.start()
-    try:
-        yield orchestrator
-    finally:
-        orchestrator.close()
-
-
-@contextmanager
-def proxied(url: str) -> Iterator[tuple[Proxy, str]]:
-    parts = urlsplit(url)
-    with Proxy(parts.hostname, parts.port) as proxy:
-        yield proxy, url.replace(f":{parts.port}/", f":{proxy.port}/")
-
-
-def x(*values: float) -> dict[str, Any]:
-    return {"x": np.array(values, np.float32)}
+from tests.integration.client_engine import PATIENCE, Answering, answering, doubled, proxied, x
 
 
 def took(began: float) -> float:

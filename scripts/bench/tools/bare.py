@@ -16,12 +16,14 @@ from ....schemas.errors import OperatorError
 
 __all__ = ["Answers", "Line", "Producer"]
 
-OnMessage = Callable[[Any, Any, Any, bytes], None]
+OnMessage = Callable[[Any, Any, Any, bytes], object]
 
 _HEARTBEAT = 600  # a line is silent while the other side is measured
 _PATIENCE = 120.0
 _ANY = 1 << 62
 _LEAST = 4  # answers to take a rate of
+_KEPT = 64
+_CHUNK = 500
 
 
 class Line:
@@ -108,7 +110,7 @@ class Line:
         return str(self.do("queue_declare", queue=name, **given).queue)
 
     def consume(
-        self, queue: str, on_message: Callable[[Any, Any, Any, bytes], None], *, auto_ack: bool = False
+        self, queue: str, on_message: Callable[[Any, Any, Any, bytes], object], *, auto_ack: bool = False
     ) -> None:
         """Has a function called with channel, delivery, properties and body of each message."""
         self.do("basic_consume", queue=queue, auto_ack=auto_ack, on_message_callback=on_message)
@@ -139,14 +141,12 @@ class Answers:
         seconds: the time.
         times: seconds that each request took.
         bodies: the first few answers, each with the number of its request among the producer's.
-        smallest: bytes of the smallest.
     """
 
     count: int = 0
     seconds: float = 0.0
     times: list[float] = field(default_factory=list)
     bodies: list[tuple[int, bytes]] = field(default_factory=list)
-    smallest: int = _ANY
 
     @property
     def per_second(self) -> float:
@@ -163,14 +163,12 @@ class Producer:
         content_type: of all of them.
     """
 
-    _KEPT = 64
-
     def __init__(self, url: str, bodies: Sequence[bytes], content_type: str) -> None:
         self._line = Line(url)
         self._bodies = bodies
         self._content_type = content_type
         self._replies = self._line.queue()
-        self._on_reply: Callable[[str, bytes], None] = lambda request, reply: None
+        self._on_reply: Callable[[str, bytes], object] = lambda request, reply: None
         self._line.consume(
             self._replies,
             lambda _, __, properties, reply: self._on_reply(properties.correlation_id, reply),
@@ -183,10 +181,8 @@ class Producer:
     def __exit__(self, *_: object) -> None:
         self._line.close()
 
-    def ask(
-        self, exchange: str, key: str, in_flight: int, *, seconds: float = _PATIENCE, most: int = 1 << 62
-    ) -> Answers:
-        """Asks for so long, or so often; then waits for what is under way.
+    def ask(self, exchange: str, key: str, in_flight: int, *, seconds: float = _PATIENCE, most: int = _ANY) -> Answers:
+        """Asks for so long, or so often, until there are some answers; then waits for what is under way.
 
         Args:
             exchange: where to publish.
@@ -198,47 +194,97 @@ class Producer:
         Raises:
             OperatorError: the answers stay away, or the broker does.
         """
-        answers, asked, began = Answers(), dict[str, tuple[int, float]](), 0.0
-        end, left = 0.0, most
-
-        def publish() -> None:
-            nonlocal left
-            request, number = uuid.uuid4().hex, (most - left) % len(self._bodies)
-            left -= 1
-            asked[request] = number, time.perf_counter()
-            self._line.publish(
-                exchange,
-                key,
-                self._bodies[number],
-                persistent=True,
-                message_id=request,
-                correlation_id=request,
-                reply_to=self._replies,
-                content_type=self._content_type,
-            )
+        turn = _Turn(began=time.perf_counter(), seconds=seconds, left=most)
 
         def on_reply(request: str, reply: bytes) -> None:
-            now = time.perf_counter()
-            if request not in asked:
+            if not turn.take(request, reply):
                 return
-            number, then = asked.pop(request)
-            if now < end or answers.count < _LEAST:
-                answers.count += 1
-                answers.seconds = now - began
-                answers.times.append(now - then)
-            answers.smallest = min(answers.smallest, len(reply))
-            if len(answers.bodies) < self._KEPT:
-                answers.bodies.append((number, reply))
-            if now < end and left > 0:
-                publish()
-            elif not asked:
+            if time.perf_counter() < turn.end and turn.left > 0:
+                self._publish(turn, exchange, key)
+            elif not turn.asked:
                 self._line.stop()
 
         self._on_reply = on_reply
-        began = time.perf_counter()
-        end = began + seconds
         for _ in range(min(in_flight, most)):
-            publish()
+            self._publish(turn, exchange, key)
         if not self._line.run(seconds + _PATIENCE):
-            raise OperatorError(f"{len(asked)} requests have no answer {_PATIENCE:g} s after the last was sent")
-        return answers
+            raise OperatorError(f"{len(turn.asked)} requests have no answer {_PATIENCE:g} s after the last was sent")
+        return turn.answers
+
+    def flood(self, exchange: str, key: str, count: int, *, seconds: float) -> Answers:
+        """Publishes so many requests at once, and takes the answers that come until so long after the last.
+
+        Args:
+            exchange: where to publish.
+            key: the routing key.
+            count: how many requests.
+            seconds: how long.
+        """
+        turn = _Turn(began=time.perf_counter(), seconds=_PATIENCE, left=count)
+        self._on_reply = turn.take
+        while turn.left:
+            for _ in range(min(_CHUNK, turn.left)):
+                self._publish(turn, exchange, key)
+            self._line.run(0.0)
+        self._line.run(seconds)
+        return turn.answers
+
+    def purge(self, queue: str) -> None:
+        """Has the broker forget what waits in a queue."""
+        self._line.do("queue_purge", queue=queue)
+
+    def _publish(self, turn: _Turn, exchange: str, key: str) -> None:
+        request, number = uuid.uuid4().hex, turn.number % len(self._bodies)
+        turn.left -= 1
+        turn.number += 1
+        turn.asked[request] = number, time.perf_counter()
+        self._line.publish(
+            exchange,
+            key,
+            self._bodies[number],
+            persistent=True,
+            message_id=request,
+            correlation_id=request,
+            reply_to=self._replies,
+            content_type=self._content_type,
+        )
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What is under way, and what came back.
+
+    Attributes:
+        began: as `time.perf_counter()`.
+        seconds: how long answers count.
+        left: how many requests may still be sent.
+        number: how many were sent.
+        asked: by request its number among the producer's, and when it was sent.
+        answers: what came back.
+    """
+
+    began: float
+    seconds: float
+    left: int
+    number: int = 0
+    asked: dict[str, tuple[int, float]] = field(default_factory=dict)
+    answers: Answers = field(default_factory=Answers)
+
+    @property
+    def end(self) -> float:
+        """When answers count no more."""
+        return self.began + self.seconds
+
+    def take(self, request: str, reply: bytes) -> bool:
+        """Takes an answer; whether it was one to a request of this turn."""
+        if request not in self.asked:
+            return False
+        number, then = self.asked.pop(request)
+        now, answers = time.perf_counter(), self.answers
+        if now < self.end or answers.count < _LEAST:
+            answers.count += 1
+            answers.seconds = now - self.began
+            answers.times.append(now - then)
+        if len(answers.bodies) < _KEPT:
+            answers.bodies.append((number, reply))
+        return True

@@ -61,7 +61,5 @@ def worker_arguments(concurrency: int) -> list[str]:
 
 def settings_in_words(concurrency: int) -> str:
     """The settings, for whoever reads the figure."""
-    return (
-        f"Celery {celery.__version__} (prefork {concurrency}, prefetch {PREFETCH} each, pickle 5, rpc backend, transient, "
-        "acknowledged early)"
-    )
+    how = f"prefork {concurrency}, prefetch {PREFETCH} each, pickle 5, rpc, transient, acknowledged early"
+    return f"Celery {celery.__version__} ({how})"

@@ -1,11 +1,12 @@
 """Loading: versions, modules beside the file, errors with file and line, and nothing left behind."""
 
+import shutil
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from rankmq.engine.loader import load_servable
+from rankmq.engine.loader import files_of_ranks, load_servable
 from rankmq.schemas.errors import ModelError, ServableError
 
 from tests.unit.engine.servable_files import MODEL, ORIGINAL, WORDS, load, refused, touch, write_config, write_devices
@@ -92,6 +93,20 @@ def test_missing_model_files_are_refused_only_where_they_are_needed(tmp_path):
     assert load_servable(tmp_path, "matmul", require_models=False).model_files is None
     write_devices(tmp_path, ranks=8, graphs=2)
     assert load_servable(tmp_path, "matmul", require_models=False).subgraph_count == 2
+
+
+def test_of_ranks_elsewhere_no_files_are_needed(tmp_path):
+    write_config(tmp_path, ORIGINAL)
+    write_devices(tmp_path, ranks=8, graphs=2)
+    whole = load_servable(tmp_path, "matmul", require_models=False)
+    for rank in (0, 1, 2, 7):
+        shutil.rmtree(whole.model_files[rank][0].parent)
+    part = load_servable(tmp_path, "matmul", require_models=False)
+    assert part.model_files is None
+    expected = {rank: whole.model_files[rank] for rank in (3, 4, 6)}
+    assert files_of_ranks(part, (3, 4, 6)) == files_of_ranks(whole, (3, 4, 6)) == expected
+    with pytest.raises(ModelError, match="rank 2 has no model files"):
+        files_of_ranks(part, (2, 3))
 
 
 def test_fewer_files_than_declared_subgraphs(tmp_path):

@@ -124,6 +124,37 @@ def test_a_differing_number_of_files_is_told_with_the_file(tmp_path):
         found(tmp_path, 3)
 
 
+@pytest.mark.parametrize("patterns", [None, ["g.mindir"]])
+def test_of_the_ranks_of_another_host_no_files_need_be_here(tmp_path, patterns):
+    touch(*(tmp_path / f"model/device{rank}/g.mindir" for rank in (2, 3)))
+    files = find_model_files(tmp_path, "s", 1, 8, patterns, [3, 2])
+    assert files == tuple((tmp_path / f"model/device{rank}/g.mindir",) for rank in (3, 2))
+    with pytest.raises(ModelError, match="rank 4 has no"):
+        find_model_files(tmp_path, "s", 1, 8, patterns, [2, 3, 4])
+    with pytest.raises(ModelError, match="rank 5 has no"):
+        find_model_files(tmp_path, "s", 1, 8, patterns, [5])
+    with pytest.raises(ModelError, match="rank 0 has no"):
+        find_model_files(tmp_path, "s", 1, 8, patterns)
+
+
+def test_a_graph_without_a_folder_is_no_rank_of_several(tmp_path):
+    touch(tmp_path / "model/g.mindir")
+    assert find_model_files(tmp_path, "s", 1, 1, None, [0]) == ((tmp_path / "model/g.mindir",),)
+    with pytest.raises(ModelError, match="rank 0 has no folder device0 or rank_0"):
+        find_model_files(tmp_path, "s", 1, 2, None, [0])
+
+
+def test_errors_name_the_ranks_that_were_asked_for(tmp_path):
+    touch(tmp_path / "model/device6/g.mindir", tmp_path / "model/device7/g.mindir", tmp_path / "model/device7/h.mindir")
+    with pytest.raises(ModelError, match=r"rank 6 has 1 .* rank 7 has 2: .*device6 has no h\.mindir"):
+        find_model_files(tmp_path, "s", 1, 8, None, [6, 7])
+    a = tmp_path / "model/device6/g.mindir"
+    with pytest.raises(ModelError, match="rank 7 has 1 .* where 2"):
+        check_model_files([[a, a], [a]], 2, None, [6, 7])
+    with pytest.raises(ModelError, match="model file of rank 7 is missing"):
+        check_model_files([[a], [tmp_path / "c"]], 2, None, [6, 7])
+
+
 def test_given_files_are_checked(tmp_path):
     touch(tmp_path / "a", tmp_path / "b")
     a, b = tmp_path / "a", tmp_path / "b"

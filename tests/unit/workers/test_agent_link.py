@@ -1,5 +1,6 @@
-"""Given an agent that was part of an epoch, when it has to register again, it does so if it can be part of another."""
+"""An agent's I/O thread: what it hears and what follows, what it says, and that no error of it goes unseen."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from rankmq.engine.settings import Settings
 from rankmq.schemas import codec
-from rankmq.schemas.messages import Drain, Form, GroupId, Register, Restart, Welcome
+from rankmq.schemas.errors import ConnectionLost, RankmqError
+from rankmq.schemas.messages import Drain, Form, GroupId, Heartbeat, Ready, Register, Restart, Welcome
 from rankmq.workers.agent import AgentConfig
 from rankmq.workers.agent_link import AgentLink
 
@@ -18,9 +20,10 @@ class World:
     """The compute side and the broker of an agent."""
 
     def __init__(self) -> None:
-        config = AgentConfig(GROUP, 0, (Path("a.npz"),), Settings(), "here")
+        config = AgentConfig(GROUP, 0, (Path("a.npz"),), Settings(broker_url="amqp://127.0.0.1/"), "here")
         self.said: list[object] = []
         self.restarts = self.ends = 0
+        self.failure: RankmqError | None = None
         self.link = AgentLink(config, (), self, scheduler="", device="CPU", shm=True)
         self.link._channel = SimpleNamespace(publish=self.publish)
         self.agent = config.agent
@@ -37,8 +40,9 @@ class World:
     def restart(self) -> None:
         self.restarts += 1
 
-    def end(self, failure: object = None) -> None:
+    def end(self, failure: RankmqError | None = None) -> None:
         self.ends += 1
+        self.failure = failure
 
     def hears_form(self, communication: str) -> None:
         given = {"results": "r", "peers": (0,), "scheduler": "", "plans": (), "window": 1, "heartbeat_seconds": 1.0}
@@ -81,6 +85,94 @@ def test_one_that_was_part_of_nothing_registers(world):
     world.hears_welcome()
     assert world.restarts == 0
     assert len(world.said) == 1
+
+
+# ------------------------------------------------------------------------------------------------ ready, and its errors
+
+
+def says_ready(world: World, bound: object) -> None:
+    """Says that it is ready, once its tags are bound: `bound` is done then, or raises."""
+
+    async def binding() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert world.said == []
+        if isinstance(bound, Exception):
+            raise bound
+
+    async def say() -> None:
+        world.link._binding = world.link._loop.create_task(binding())
+        world.link.ready(Ready(group=GROUP, epoch=0, rank=0, agent=world.agent, graphs=()))
+        await asyncio.sleep(0.05)
+        assert world.link._saying is not None
+        assert world.link._saying.done()
+
+    world.link._loop.run_until_complete(say())
+
+
+def test_a_rank_is_ready_when_its_tags_are_bound(world):
+    says_ready(world, None)
+    assert [type(it) for it in world.said] == [Ready]
+
+
+def test_one_whose_tags_cannot_be_bound_does_not_say_that_it_is_ready(world, caplog):
+    says_ready(world, ConnectionLost("the channel is closed"))
+    assert (world.said, world.ends) == ([], 0)
+    assert "could not get ready: the channel is closed" in caplog.text
+
+
+def test_a_defect_ends_the_agent(world, caplog):
+    says_ready(world, ZeroDivisionError("a defect"))
+    assert (world.said, world.ends) == ([], 1)
+    assert "a defect" in world.failure.message
+    assert "ZeroDivisionError" in caplog.text
+
+
+class Broker:
+    """As a connection and its channel, on which all goes well."""
+
+    server_version = (3, 10, 8)
+
+    def __init__(self) -> None:
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.said: list[object] = []
+
+    async def channel(self, *, vital: bool) -> "Broker":
+        return self
+
+    async def declare(self, topology: object) -> None:
+        pass
+
+    async def consume(self, queue: str, on_message: object, *, no_ack: bool, exclusive: bool) -> None:
+        pass
+
+    def publish(self, exchange: str, key: str, body: bytes, properties: object, *, then: object) -> None:
+        self.said.append(codec.decode_to_orchestrator(body))
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("no memory is known"), ConnectionLost("no memory is known")])
+def test_an_error_of_the_heartbeat_ends_the_agent(world, monkeypatch, caplog, error):
+    opened: list[Broker] = []
+
+    async def open_it(*_: object, **__: object) -> Broker:
+        opened.append(Broker())
+        return opened[-1]
+
+    def memory_info() -> object:
+        if sum(isinstance(it, Heartbeat) for it in opened[0].said) == 2:
+            raise error
+        return SimpleNamespace(rss=1)
+
+    monkeypatch.setattr("rankmq.workers.agent_link.Connection.open", open_it)
+    world.link._process = SimpleNamespace(memory_info=memory_info)
+    world.link._heartbeat_seconds = 0.01
+    world.link.run()
+    assert [type(it) for it in opened[0].said] == [Register, Heartbeat, Heartbeat]
+    assert len(opened) == 1
+    assert "no memory is known" in world.failure.message
 
 
 # ------------------------------------------------------------- words for who held the rank before, or holds it with us

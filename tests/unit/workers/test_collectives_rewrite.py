@@ -1,6 +1,5 @@
 """How graphs are rewritten, on files as MindSpore writes them; that it runs them is tested elsewhere."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -8,19 +7,6 @@ from rankmq.workers.collectives import CollectivesUnavailable, rewrite
 from rankmq.workers.collectives.rewrite import exported_size
 
 LIBRARY = Path("/cache/collectives.so")
-
-
-@pytest.fixture(scope="module")
-def schema():
-    """The classes of MindSpore's files, without MindSpore itself, whose import takes seconds."""
-    found = importlib.util.find_spec("mindspore")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("needs MindSpore's schema of model files")
-    path = Path(found.submodule_search_locations[0]) / "train" / "mind_ir_pb2.py"
-    spec = importlib.util.spec_from_file_location("schema_of_mindir", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
