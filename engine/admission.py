@@ -28,8 +28,8 @@ class Admission(Generic[T]):
     """
 
     def __init__(self, most: int) -> None:
-        spare = max(1, most // _SHARE)
-        self._most = dict.fromkeys(LANES, most) | {"high": most + spare, "low": max(1, most - spare)}
+        self._most = most
+        self._spare = max(1, most // _SHARE)
         self._waiting: dict[str, dict[T, None]] = {lane: {} for lane in LANES}
         self._running: dict[T, str] = {}
         self._count: Counter[str] = Counter()
@@ -65,8 +65,11 @@ class Admission(Generic[T]):
         return item
 
     def _has_room(self, lane: str) -> bool:
-        below = LANES[LANES.index(lane) :]
-        return sum(self._count[it] for it in below) < self._most[lane]
+        highest, lowest = LANES[0], LANES[-1]
+        beyond = min(self._count[highest], self._spare)  # these take no place from the others
+        if len(self._running) - beyond >= self._most:
+            return lane == highest and beyond < self._spare
+        return lane != lowest or self._count[lowest] < max(1, self._most - self._spare)
 
     def ended(self, item: T) -> None:
         """A request has ended, or is given up, wherever it was."""

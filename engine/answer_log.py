@@ -73,7 +73,7 @@ class AnswerLog:
             marks = settled | await self._marks({entry.session for entry in entries if entry.answers} - settled)
             for entry in entries:
                 for answered in entry.answers:
-                    self._answers.remember(answered, entry.at_ms / 1000, routed=entry.session in marks)
+                    self._answers.learn(answered, entry.at_ms / 1000, routed=entry.session in marks)
             count = sum(len(entry.answers) for entry in entries)
             if count:
                 log.info("%d answers are known from the log, read in %.2f s", count, time.monotonic() - began)

@@ -17,6 +17,7 @@ MOST_BODY_BYTES = 65_536
 """Larger answers are remembered without their bytes: asked for again from elsewhere, they are made again."""
 
 _MOST_IDS = 100_000
+_MOST_QUEUES = 16
 
 
 def check_of(body: bytes) -> int:
@@ -33,7 +34,7 @@ class Known:
         content_type: of its answer.
         body: its answer; None where it was too large to keep, or is too old.
         failed: serving it failed for a reason that may pass: asked for again, it is tried again.
-        reply_to: where the answer went; False with it where the broker may have lost it since.
+        reply_to: where the answer went, the latest last; False with it where the broker may have lost it since.
         at: when, in seconds since 1970.
     """
 
@@ -81,7 +82,7 @@ class Answers:
         return None if known is None or known.at + self._seconds < now else known
 
     def remember(self, answered: Answered, now: float, *, routed: bool = True) -> None:
-        """A request was answered.
+        """A request was answered; without `reply_to`: its answer is there, and reached nobody.
 
         Args:
             answered: how.
@@ -92,14 +93,32 @@ class Answers:
         before = self._known.pop(key, None)
         self._drop_body(key)
         known = Known(answered.check, answered.content_type, answered.body, answered.failed, now)
-        if before is not None and before.check == answered.check:
-            known.reply_to = before.reply_to
-        known.reply_to[answered.reply_to] = routed
+        if answered.reply_to:
+            if before is not None and before.check == answered.check:
+                known.reply_to = before.reply_to
+            known.reply_to.pop(answered.reply_to, None)
+            known.reply_to[answered.reply_to] = routed
+            while len(known.reply_to) > _MOST_QUEUES:
+                del known.reply_to[next(iter(known.reply_to))]
         self._known[key] = known
         if answered.body is not None:
             self._bodies[key] = len(answered.body)
             self._bytes += len(answered.body)
         self._trim(now)
+
+    def learn(self, answered: Answered, at: float, *, routed: bool) -> None:
+        """The same from the log, where it may be older than what is known already.
+
+        Args:
+            answered: how.
+            at: when, in seconds since 1970.
+            routed: see `remember`.
+        """
+        known = self._known.get(answered.id)
+        if known is None or known.at <= at:
+            self.remember(answered, at, routed=routed)
+        elif answered.reply_to and known.check == answered.check:
+            known.reply_to.setdefault(answered.reply_to, routed)
 
     def _trim(self, now: float) -> None:
         while self._bytes > self._most_bytes:

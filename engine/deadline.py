@@ -1,12 +1,18 @@
-"""Until when a request is worth serving, as its AMQP properties say it. Pure."""
+"""Until when a request is worth serving, as its AMQP properties say it; and which of several is over first. Pure."""
 
 from __future__ import annotations
 
-from typing import Any
+import heapq
+from collections.abc import Hashable
+from typing import Any, Generic, TypeVar
 
 from ..schemas.errors import InvalidInput
 
-__all__ = ["DEADLINE_HEADER", "seconds_left"]
+__all__ = ["DEADLINE_HEADER", "Deadlines", "seconds_left"]
+
+T = TypeVar("T", bound=Hashable)
+
+_SLACK = 64
 
 DEADLINE_HEADER = "rankmq-deadline"
 """Milliseconds since 1970, by the sender's clock."""
@@ -39,3 +45,42 @@ def seconds_left(properties: Any, headers: dict[str, Any], now: float) -> float 
     since = properties.timestamp
     began = min(now, since + 1) if isinstance(since, int) and since > 0 else now
     return began + int(expiration) / 1000 - now
+
+
+class Deadlines(Generic[T]):
+    """What is over when; holds nothing of what was taken out again."""
+
+    def __init__(self) -> None:
+        self._when: dict[T, float] = {}
+        self._heap: list[tuple[float, int, T]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._when)
+
+    def add(self, item: T, when: float) -> None:
+        """An item is over at a time."""
+        self._when[item] = when
+        self._count += 1  # breaks ties: items have no order
+        heapq.heappush(self._heap, (when, self._count, item))
+
+    def discard(self, item: T) -> None:
+        """An item is done, and nobody asks for its deadline any more."""
+        if self._when.pop(item, None) is not None and len(self._heap) > 2 * len(self._when) + _SLACK:
+            self._heap = [it for it in self._heap if it[2] in self._when]
+            heapq.heapify(self._heap)
+
+    def next(self) -> float | None:
+        """When the next one is over; None where there is none."""
+        while self._heap and self._heap[0][2] not in self._when:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> list[T]:
+        """Takes out what is over, the first first."""
+        found: list[T] = []
+        while (when := self.next()) is not None and when <= now:
+            item = heapq.heappop(self._heap)[2]
+            del self._when[item]
+            found.append(item)
+        return found

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import enum
 import functools
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from ..schemas.errors import AlreadyRunning, GroupError, ModelError, OperatorError
@@ -40,10 +42,12 @@ from .actions import Action, Began, Ended, GiveUp, Send
 from .forms import form_of
 from .group_rules import GroupRules
 from .heirs import Heirs
-from .roster import Roster
+from .roster import Member, Roster
 from .topology import RANK_ALL, rank_tag
 
 __all__ = ["Action", "Began", "Ended", "GiveUp", "Group", "GroupRules", "GroupState", "Send"]
+
+log = logging.getLogger(__name__)
 
 MAX_FORMATIONS = 3
 """How often a group that was never ready may fail to load before it is given up; one that was ready tries again
@@ -89,6 +93,7 @@ class Group:
         self.reason = "waiting for the ranks to register"
         self._agree = agree
         self._roster = Roster(rules.size, rules.heartbeat_seconds * rules.heartbeats_missed)
+        self._welcomed: dict[int, float] = {}
         self._heirs = Heirs()
         self._since = now
         self._ticked = now
@@ -254,13 +259,33 @@ class Group:
         member = roster.get(rank, message.agent)
         if member is None:
             stray = message.group == self.group and roster.is_stray(message)
+            # One of many heartbeats that had been held up somewhere: one registration is enough.
+            if not stray or self._welcomed.get(rank, -math.inf) + self.rules.heartbeat_seconds > now:
+                return []
+            self._welcomed[rank] = now
             welcome = Welcome(group=self.group, agent=message.agent, orchestrator=self.rules.orchestrator)
-            return [Send(rank_tag(rank), welcome)] if stray else []
+            return [Send(rank_tag(rank), welcome)]
+        if self._from_the_future(message, member):
+            return []
         member.heard = now
         member.rss = message.rss
         # A word from before may be under way yet when the holder is dead and its heir is there.
         heirs = self._heirs.dismiss(rank, since=now - self.rules.heartbeat_seconds)
         return [self._refuse(heir, self._is_held(rank)) for heir in heirs]
+
+    def _from_the_future(self, message: Heartbeat, member: Member) -> bool:
+        """Whether a rank claims an epoch or a step that it was never given. It is not believed, and so found silent."""
+        serving = self.state in (GroupState.READY, GroupState.DRAINING) and message.epoch == self.epoch
+        most = member.step + self.rules.window
+        if message.epoch <= self.epoch and not (serving and message.step > most):
+            return False
+        if not member.doubted:
+            what = (
+                f"step {message.step} of epoch {message.epoch}, and can be at step {most} of epoch {self.epoch} at most"
+            )
+            log.warning("rank %d of %s says that it is at %s: not believed", message.rank, self.group, what)
+        member.doubted = True
+        return True
 
     def progressed(self, rank: int, step: int, now: float) -> None:
         """A rank finished a step of the current epoch."""

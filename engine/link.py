@@ -132,6 +132,9 @@ class GroupLink(GroupPorts):
         channel.publish(self._control, topology.RANK_ALL, codec.encode(welcome), mandatory=False)
 
     async def _listen(self, channel: Channel) -> None:
+        # The group's exchanges are never deleted. Agents outlive an orchestrator, and their queues would lose their
+        # bindings; and who publishes to an exchange that is gone loses its channel. They hold nothing, are as few as
+        # the subgraphs of the versions that were ever served, and go when the broker starts anew: they are not durable.
         await channel.declare(topology.group_exchanges(self.group, self._subgraphs))
         await channel.declare(topology.orchestrator_queues(self.group))
         for queue in (topology.control_queue(self.group), topology.results_queue(self.group)):

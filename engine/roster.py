@@ -22,6 +22,7 @@ class Member:
         heard: when it was last heard of, in seconds.
         ready: it has loaded and warmed up for the current epoch.
         leaving: it was told to stop, and waits for `Drain`.
+        doubted: it was told that it claims what it cannot have done.
         step: the last step that it finished; -1: none yet.
         rss: resident memory of its process, in bytes.
     """
@@ -30,6 +31,7 @@ class Member:
     heard: float
     ready: bool = False
     leaving: bool = False
+    doubted: bool = False
     step: int = -1
     rss: int = 0
 

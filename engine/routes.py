@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from ..schemas.errors import InvalidInput
 from .delivery import Delivery
-from .topology import DEFAULT_LANE, LANES, UNROUTED
+from .dead_headers import deaths_of
+from .topology import DEFAULT_LANE, LANES, REQUESTS, UNROUTED
 
 __all__ = ["dropped", "lane_of"]
 
 
 def lane_of(delivery: Delivery) -> str:
-    """The lane of a request, by its routing key: `<servable>` or `<servable>.<lane>`.
+    """The lane of a request, by its routing key: `<servable>` or `<servable>.<lane>`; or by the queue it was put into.
 
     Raises:
         InvalidInput: there is no such lane.
     """
     key = delivery.routing_key
+    if not delivery.exchange:
+        key = key.removeprefix(f"{REQUESTS}.")
     _, dot, lane = key.partition(".")
     if not dot:
         return DEFAULT_LANE
@@ -28,7 +31,5 @@ def dropped(delivery: Delivery) -> str | None:
     """Why the broker itself took a request out of its queue ("expired", "delivery_limit"); None if it did not."""
     if delivery.exchange != UNROUTED:
         return None
-    deaths = delivery.headers.get("x-death")
-    last = deaths[0] if isinstance(deaths, list) and deaths else None
-    reason = last.get("reason") if isinstance(last, dict) else None
-    return str(reason) if reason else "no reason given"
+    deaths = deaths_of(delivery.headers)
+    return str(deaths[0].get("reason") or "no reason given") if deaths else "no reason given"

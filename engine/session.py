@@ -7,6 +7,7 @@ back, and the next session starts clean.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -231,6 +232,7 @@ class Session(FrontOwner):
     def _tick(self) -> None:
         with self.guarded():
             settings, now = self._settings, self._loop.time()
+            self._probe()
             if self._connection.blocked:  # nobody's messages come through: that the ranks are silent says nothing
                 self._quiet_until = now + settings.heartbeat_seconds * settings.heartbeats_missed
             elif now >= self._quiet_until:
@@ -239,6 +241,11 @@ class Session(FrontOwner):
             if self._keeping is None or self._keeping.done():
                 self._keeping = self._loop.create_task(self._keep())
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
+
+    def _probe(self) -> None:
+        """Publishes something to nobody: a broker that is short of memory tells only those who publish."""
+        with contextlib.suppress(ConnectionLost):
+            self._inner.publish("", topology.status_queue(self._name), b"", mandatory=False)
 
     async def _keep(self) -> None:
         with self.guarded():
@@ -250,7 +257,7 @@ class Session(FrontOwner):
         with self.guarded():
             if delivery.exchange == topology.CANCEL:
                 self._cancel(delivery)
-            else:
+            elif delivery.exchange == topology.STATUS:
                 self._loop.create_task(self._tell_status(delivery))
 
     def _cancel(self, delivery: Delivery) -> None:

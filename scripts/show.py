@@ -28,14 +28,19 @@ def console() -> Any:
     return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)
 
 
-def outputs_table(rows: Sequence[Mapping[str, Array] | RankmqError]) -> Any:
-    """A table of outputs: per instance (where there are several) and name the dtype, the shape and the first values."""
+def outputs_table(rows: Sequence[Mapping[str, Array | RankmqError] | RankmqError], what: str = "output") -> Any:
+    """A table of outputs: per instance (where there are several) and name the dtype, the shape and the first values.
+
+    Args:
+        rows: per instance its arrays by name, or its error; an array may be an error too.
+        what: they are.
+    """
     from rich.table import Table
     from rich.text import Text
 
     several = len(rows) > 1
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in (*(("instance",) if several else ()), "output", "dtype", "shape", "values"):
+    for column in (*(("instance",) if several else ()), what, "dtype", "shape", "values"):
         table.add_column(column, overflow="fold")
     for index, row in enumerate(rows):
         number = [str(index)] if several else []
@@ -43,6 +48,10 @@ def outputs_table(rows: Sequence[Mapping[str, Array] | RankmqError]) -> Any:
             table.add_row(*number, "", "", "", Text(f"{row.code}: {row.message}", style="red"))
             continue
         for name, array in row.items():
+            if isinstance(array, RankmqError):
+                table.add_row(*number, Text(name), "", "", Text(f"{array.code}: {array.message}", style="red"))
+                number = [""] if several else []
+                continue
             table.add_row(*number, Text(name), dtype_name(array.dtype), shape_of(array), Text(first_values(array)))
             number = [""] if several else []
     return table

@@ -220,6 +220,9 @@ class AgentLink:
     def _register(self) -> None:
         """Asks to hold the rank; while there is no orchestrator, again and again."""
         self._cancel_registering()
+        if self._connection is not None and self._connection.blocked:  # it would only pile up
+            self._registering = self._loop.call_later(_REGISTER_AGAIN_SECONDS, self._register)
+            return
         if self._bound:
             log.warning("starting anew: this process can join its group only once")
             self._work.restart()
@@ -348,6 +351,8 @@ class AgentLink:
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
             self._work.alive(serving=self._serving)
+            if self._connection is not None and self._connection.blocked:
+                continue  # heartbeats would only pile up, and come all at once
             message = Heartbeat(
                 group=config.group,
                 epoch=self._epoch,

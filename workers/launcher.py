@@ -6,6 +6,7 @@ The processes are forked from a server that has imported what they need, once: e
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -13,9 +14,8 @@ import signal
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,12 @@ from ..schemas.messages import GroupId, RankExited
 from .agent import RESTART, AgentConfig
 from .agent_process import executor_kind, preload, run_agent, run_scheduler, run_spare
 from .reporter import Reporter
+from .restarts import Restarts
 
 __all__ = ["Launcher"]
 
 log = logging.getLogger(__name__)
 
-_RESTART_WINDOW_SECONDS = 600.0
-_LONGEST_PAUSE_SECONDS = 30.0
 _GRACE_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
 _STALL_SECONDS = 3.0
@@ -45,9 +44,9 @@ class _Rank:
     """One rank; `patience` is when its process counts as frozen, unless it says something before."""
 
     config: AgentConfig
+    restarts: Restarts
     process: ForkServerProcess | None = None
     pipe: _Pipe | None = None
-    deaths: deque[float] = field(default_factory=deque)
     due: float = 0.0
     patience: float | None = None
     served: bool = False
@@ -69,7 +68,10 @@ class Launcher:
         self._settings = settings
         self._host = host or socket.gethostname()
         self._ranks = [
-            _Rank(AgentConfig(group, rank, tuple(paths), settings, self._host))
+            _Rank(
+                AgentConfig(group, rank, tuple(paths), settings, self._host),
+                Restarts(f"rank {rank} of {group}", settings.max_restarts),
+            )
             for group, ranks in files.items()
             for rank, paths in sorted(ranks.items())
         ]
@@ -231,16 +233,12 @@ class Launcher:
 
     def _schedule(self, rank: _Rank, reason: str) -> None:
         """When to start a rank again that died: after pauses that double, and not for ever."""
-        now = time.monotonic()
-        rank.deaths.append(now)
-        while rank.deaths and now - rank.deaths[0] > _RESTART_WINDOW_SECONDS:
-            rank.deaths.popleft()
-        if rank.failure is None and len(rank.deaths) > self._settings.max_restarts:
-            rank.failure = GroupError(
-                f"rank {rank.config.rank} of {rank.config.group} ended {len(rank.deaths)} times within ten minutes "
-                f"(last: {reason}); see the log"
-            )
-        rank.due = now + min(_LONGEST_PAUSE_SECONDS, 0.1 * 2 ** (len(rank.deaths) - 1))
+        try:
+            rank.due = time.monotonic() + rank.restarts.pause(reason)
+        except GroupError as error:
+            rank.failure = rank.failure or error
+        if rank.failure is not None:
+            rank.due = math.inf
 
     def _raise_failure(self) -> None:
         for rank in self._ranks:

@@ -55,6 +55,9 @@ class Reporter:
         while (word := await loop.run_in_executor(None, self._words.get)) is not None:
             try:
                 if connection is None or channel is None or not channel.is_open:
+                    if connection is not None:  # of which only the channel may have closed
+                        await connection.close()
+                    connection = channel = None
                     connection = await Connection.open(self._settings.address(), name="rankmq launcher")
                     channel = await connection.channel()
                 await channel.publish_confirmed(

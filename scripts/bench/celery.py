@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ def _run(bench: Bench) -> Iterator[Row]:
 
     cores, url = os.cpu_count() or 1, bench.broker_url
     bench.say("starting Celery")
-    bench.enter(Children([Child("Celery", _worker, url, cores)])).hear(_PATIENCE)
+    log = bench.folder("logs") / "celery.log"
+    bench.enter(Children([Child("Celery", _worker, url, cores, log)])).hear(_PATIENCE)
     app = celery_app(url, WEIGHT)
     task = app.tasks["matmul"]
 
@@ -95,10 +97,13 @@ def _rate(ask: Ask, in_flight: int, seconds: float) -> float:
     return count / took
 
 
-def _worker(parent: Line, url: str, concurrency: int) -> None:
+def _worker(parent: Line, url: str, concurrency: int, log: Path) -> None:
     """A Celery worker, until the other end of the pipe is closed."""
     from .tools.celery_app import celery_app, worker_arguments
 
+    with log.open("ab") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
     os.environ["C_FORCE_ROOT"] = "1"  # as root it would refuse pickle, of which nobody sends any but us
     app = celery_app(url, WEIGHT)
 

@@ -100,9 +100,11 @@ def test_commands_and_their_options_exist(document: Path) -> None:
         if len(words) < 2 or words[1] in ("--help", "COMMAND"):
             continue
         assert words[1] in commands, f"{span}: no such command"
-        known = {
-            name for parameter in commands[words[1]].params for name in (*parameter.opts, *parameter.secondary_opts)
-        }
+        command = commands[words[1]]
+        if hasattr(command, "commands") and len(words) > 2:
+            assert words[2] in command.commands, f"{span}: no such command"
+            command = command.commands[words[2]]
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
         for word in words[2:]:
             if word.startswith("-") and word != "-":
                 assert word.partition("=")[0] in known | {"--help"}, f"{span}: {word} is no option of it"
@@ -183,7 +185,7 @@ def test_the_limits_are_in_the_protocol() -> None:
         "values in nested lists and in tensors of text or bytes": limits.elements,
         "dimensions of a tensor": MAX_DIMENSIONS,
         "rows of an empty tensor": MAX_EMPTY_ROWS,
-        "deliveries of a request": settings.max_attempts,
+        "deliveries of a request": settings.max_deliveries,
     }
     assert (settings.limits.body_bytes, settings.limits.instances) == (limits.body_bytes, limits.instances)
 

@@ -61,5 +61,4 @@ def worker_arguments(concurrency: int) -> list[str]:
 
 def settings_in_words(concurrency: int) -> str:
     """The settings, for whoever reads the figure."""
-    how = f"prefork {concurrency}, prefetch {PREFETCH} each, pickle 5, rpc, transient, acknowledged early"
-    return f"Celery {celery.__version__} ({how})"
+    return f"Celery {celery.__version__} (prefork {concurrency}, prefetch {PREFETCH}, pickle, rpc, early ack)"

@@ -133,6 +133,8 @@ class Broker:
 
     server_version = (3, 10, 8)
 
+    blocked = False
+
     def __init__(self) -> None:
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.said: list[object] = []
