@@ -99,11 +99,7 @@ class Answering:
             self.fail(open_, LimitExceeded(text))
             return
         may_pass = any(isinstance(it, ServingError) for it in failures.values())
-        if open_.reply_to or not errors:
-            self._answer(open_, body, served=not errors, may_pass=may_pass)
-        else:
-            open_.answered = True
-            self._dead_letter(open_, next(iter(failures.values())))
+        self._answer(open_, body, next(iter(failures.values()), None), may_pass=may_pass)
 
     def fail(self, open_: OpenRequest, error: RankmqError) -> None:
         """The request failed as a whole."""
@@ -111,19 +107,15 @@ class Answering:
             return
         open_.error = error
         log.info("request failed: %s: %s", error.code, error.message, extra={"request": open_.id})
-        if not open_.reply_to:
-            open_.answered = True
-            self._dead_letter(open_, error)
-            return
         reply = Reply(id=open_.id, error=_info(error), stats=open_.stats(self._clock()))
         body = codec.encode_reply(reply, open_.content_type)
-        self._answer(open_, body, served=False, may_pass=isinstance(error, ServingError))
+        self._answer(open_, body, error, may_pass=isinstance(error, ServingError))
 
     def again(self, open_: OpenRequest, known: Known) -> None:
         """The request was answered before, elsewhere: the same answer goes here."""
         open_.answered = True
         open_.content_type = known.content_type
-        self._publish(open_, known.body or b"", served=not known.failed)
+        self._publish(open_, known.body or b"", served=not known.failed, may_pass=known.failed)
 
     def settled(self, open_: OpenRequest) -> None:
         """The request was answered before, and to this very queue."""
@@ -133,37 +125,34 @@ class Answering:
 
     # --------------------------------------------------------------------------------------------------- in the end
 
-    def _answer(self, open_: OpenRequest, body: bytes, *, served: bool, may_pass: bool) -> None:
-        open_.answered = True
-        if not open_.reply_to:
-            self._end(open_, served=served)  # nobody wants to know
-        elif self._publish(open_, body, served=served) and open_.key:
-            answered = Answered(
-                id=open_.key,
-                check=open_.check,
-                reply_to=open_.reply_to,
-                content_type=open_.content_type,
-                body=body if len(body) <= MOST_BODY_BYTES else None,
-                failed=may_pass,
-            )
-            self._answers.remember(answered, self._wall())
-            self._ports.answered(answered)
-        followers, open_.followers = open_.followers, []
-        for follower in followers:
-            follower.answered = True
-            if follower.reply_to in ("", open_.reply_to):
-                self._end(follower, served=served)
+    def _answer(self, open_: OpenRequest, body: bytes, error: RankmqError | None, *, may_pass: bool) -> None:
+        """Each queue that is to have the answer gets it once; what has failed and has no queue is dead-lettered."""
+        all_of_it = [open_, *open_.followers]
+        open_.followers = []
+        told: set[str] = set()
+        for it in all_of_it:
+            it.answered = True
+            it.content_type = open_.content_type
+            if it is open_ and not it.reply_to and error is not None:
+                self._dead_letter(it, error)
+            elif not it.reply_to or it.reply_to in told:
+                self._end(it, served=error is None)
             else:
-                follower.content_type = open_.content_type
-                self._publish(follower, body, served=served)
+                told.add(it.reply_to)
+                self._publish(it, body, served=error is None, may_pass=may_pass)
 
-    def _publish(self, open_: OpenRequest, body: bytes, *, served: bool) -> bool:
+    def _publish(self, open_: OpenRequest, body: bytes, *, served: bool, may_pass: bool) -> None:
+        refused = False
+
         def then(outcome: Outcome) -> None:
+            nonlocal refused
             if outcome is Outcome.CONFIRMED:
                 self._end(open_, served=served)
             elif outcome is Outcome.LOST:
                 self._ended(open_, None)  # the channel is gone, and the broker has the request back
             else:
+                refused = True
+                self._record(open_, "", body, may_pass=may_pass)
                 text = f"the reply queue {open_.reply_to!r} is gone or takes no messages"
                 self._dead_letter(open_, ReplyUnroutable(text))
 
@@ -171,8 +160,23 @@ class Answering:
             self._ports.reply(open_.delivery, body, open_.content_type, then)
         except RankmqError as error:
             self._dead_letter(open_, ReplyUnroutable(f"the reply cannot be sent: {error.message}"))
-            return False
-        return True
+            return
+        if not refused:
+            self._record(open_, open_.reply_to, body, may_pass=may_pass)
+
+    def _record(self, open_: OpenRequest, reply_to: str, body: bytes, *, may_pass: bool) -> None:
+        """Remembers where the answer went; "": it reached nobody, and is to be sent when it is asked for again."""
+        if open_.key:
+            answered = Answered(
+                id=open_.key,
+                check=open_.check,
+                reply_to=reply_to,
+                content_type=open_.content_type,
+                body=body if len(body) <= MOST_BODY_BYTES else None,
+                failed=may_pass,
+            )
+            self._answers.remember(answered, self._wall())
+            self._ports.answered(answered)
 
     def _dead_letter(self, open_: OpenRequest, error: RankmqError) -> None:
         def then(outcome: Outcome) -> None:
@@ -184,18 +188,11 @@ class Answering:
                 log.error("the dead-letter queue takes nothing: the request goes back", extra={"request": open_.id})
                 self._ports.hand_back(open_.delivery)
 
-        followers, open_.followers = open_.followers, []
         try:
             self._ports.dead_letter(open_, error, open_.error, then)
         except RankmqError as failure:
             log.error("it cannot be dead-lettered: %s", failure.message, extra={"request": open_.id})
             then(Outcome.REJECTED)
-        for follower in followers:
-            if follower.reply_to in ("", open_.reply_to):
-                follower.answered = True
-                self._end(follower, served=False)
-            else:
-                self.fail(follower, error)
 
     def _end(self, open_: OpenRequest, *, served: bool) -> None:
         if self._ended(open_, served):

@@ -17,7 +17,7 @@ from . import topology
 from .answer_log import AnswerLog
 from .confirms import Outcome
 from .connection import Channel, Properties
-from .dead_headers import headers_of
+from .dead_headers import deaths_of, headers_of
 from .delivery import Delivery
 from .open_request import OpenRequest
 from .service import Service, ServicePorts
@@ -82,6 +82,8 @@ class Front(ServicePorts):
     async def consume(self, wanted: Iterable[str]) -> None:
         """Has consumers of these queues, and of no others."""
         wanted = set(wanted)
+        if wanted - self._consuming.keys():
+            await self._catch_up()  # whoever served them until now may have answered what is published again
         for queue in wanted - self._consuming.keys():
             await self._consume(queue)
         for queue in self._consuming.keys() - wanted:
@@ -105,7 +107,7 @@ class Front(ServicePorts):
             self._channel.hand_back(delivery.tag)  # it was on its way when the consumer was cancelled
         elif self._reading is not None:
             self._reading.append(delivery)
-        elif delivery.redelivered and not self.service.knows(delivery):
+        elif (delivery.redelivered or deaths_of(delivery.headers)) and not self.service.knows(delivery):
             self._reading = [delivery]  # whoever had it before may have answered it
             task = self._loop.create_task(self._read_first())
             self._tasks.add(task)
@@ -114,16 +116,19 @@ class Front(ServicePorts):
             self.service.receive(delivery)
 
     async def _read_first(self) -> None:
-        try:
-            await self._records.catch_up()
-        except RankmqError as error:
-            log.warning("the log of answers cannot be read: %s", error.message)
+        await self._catch_up()
         held, self._reading = self._reading or [], None
         for delivery in held:
             if self.stopping:
                 self._channel.hand_back(delivery.tag)
             else:
                 self._owner.run_guarded(lambda delivery=delivery: self.service.receive(delivery))  # type: ignore[misc]
+
+    async def _catch_up(self) -> None:
+        try:
+            await self._records.catch_up()
+        except RankmqError as error:
+            log.warning("the log of answers cannot be read: %s", error.message)
 
     # ---------------------------------------------------------------------------------------------------- AnswerPorts
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -42,12 +41,10 @@ from .actions import Action, Began, Ended, GiveUp, Send
 from .forms import form_of
 from .group_rules import GroupRules
 from .heirs import Heirs
-from .roster import Member, Roster
+from .roster import Roster
 from .topology import RANK_ALL, rank_tag
 
 __all__ = ["Action", "Began", "Ended", "GiveUp", "Group", "GroupRules", "GroupState", "Send"]
-
-log = logging.getLogger(__name__)
 
 MAX_FORMATIONS = 3
 """How often a group that was never ready may fail to load before it is given up; one that was ready tries again
@@ -265,27 +262,14 @@ class Group:
             self._welcomed[rank] = now
             welcome = Welcome(group=self.group, agent=message.agent, orchestrator=self.rules.orchestrator)
             return [Send(rank_tag(rank), welcome)]
-        if self._from_the_future(message, member):
+        serving = self.state in (GroupState.READY, GroupState.DRAINING)
+        if roster.is_from_the_future(message, self.epoch, self.rules.window if serving else None):
             return []
         member.heard = now
         member.rss = message.rss
         # A word from before may be under way yet when the holder is dead and its heir is there.
         heirs = self._heirs.dismiss(rank, since=now - self.rules.heartbeat_seconds)
         return [self._refuse(heir, self._is_held(rank)) for heir in heirs]
-
-    def _from_the_future(self, message: Heartbeat, member: Member) -> bool:
-        """Whether a rank claims an epoch or a step that it was never given. It is not believed, and so found silent."""
-        serving = self.state in (GroupState.READY, GroupState.DRAINING) and message.epoch == self.epoch
-        most = member.step + self.rules.window
-        if message.epoch <= self.epoch and not (serving and message.step > most):
-            return False
-        if not member.doubted:
-            what = (
-                f"step {message.step} of epoch {message.epoch}, and can be at step {most} of epoch {self.epoch} at most"
-            )
-            log.warning("rank %d of %s says that it is at %s: not believed", message.rank, self.group, what)
-        member.doubted = True
-        return True
 
     def progressed(self, rank: int, step: int, now: float) -> None:
         """A rank finished a step of the current epoch."""

@@ -5,12 +5,15 @@ A value without a clock of its own; what follows from it is `group.Group`'s to d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..schemas.messages import GraphInfo, Heartbeat, RankStatus, Register
 
 __all__ = ["Member", "Roster"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -122,6 +125,29 @@ class Roster:
         """Nobody could be heard of until now, and that is no fault of theirs."""
         for member in self._members.values():
             member.heard = now
+
+    def is_from_the_future(self, message: Heartbeat, epoch: int, window: int | None) -> bool:
+        """Whether a holder claims an epoch or a step that it was never given: no word of it is to be believed.
+
+        So it is found silent, and when it registers anew it says which epoch it knows.
+
+        Args:
+            message: of the rank's holder.
+            epoch: the newest that there is.
+            window: how many steps may be ahead of what is known to be done; None: no steps are under way.
+        """
+        member = self._members[message.rank]
+        newest = epoch if window is None else (epoch, member.step + window)
+        if (message.epoch if window is None else (message.epoch, message.step)) <= newest:
+            return False
+        if not member.doubted:
+            most = f"epoch {epoch}" if window is None else f"step {member.step + window} of epoch {epoch}"
+            log.warning(
+                "rank %d of %s says that it is at step %d of epoch %d, and cannot be past %s: not believed",
+                *(message.rank, message.group, message.step, message.epoch, most),
+            )
+        member.doubted = True
+        return True
 
     def is_stray(self, message: Heartbeat) -> bool:
         """Whether an agent lives and takes itself for a rank that was taken from it: the second time that it says so.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..schemas.errors import InvalidInput
-from .delivery import Delivery
 from .dead_headers import deaths_of
+from .delivery import Delivery
 from .topology import DEFAULT_LANE, LANES, REQUESTS, UNROUTED
 
 __all__ = ["dropped", "lane_of"]

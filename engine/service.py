@@ -6,7 +6,6 @@ and then its delivery is acknowledged; or the broker has it back. No I/O of its 
 
 from __future__ import annotations
 
-import heapq
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from .answering import Answering, AnswerPorts
 from .answers import Answers, check_of
 from .calls import CallPorts, Calls
 from .catalog import Catalog
-from .deadline import seconds_left
+from .deadline import Deadlines, seconds_left
 from .delivery import Delivery
 from .driver import GroupDriver
 from .instances import arguments_of
@@ -111,8 +110,7 @@ class Service:
         self._admitting = False
         self._answers = answers
         self._answering = Answering(ports, clock, wall, answers, max_message, self._ended)
-        self._deadlines: list[tuple[float, int, OpenRequest]] = []
-        self._taken = 0
+        self._deadlines: Deadlines[OpenRequest] = Deadlines()
         self._noted: OrderedDict[str, None] = OrderedDict()
         self.served = 0
         self.failed = 0
@@ -143,11 +141,13 @@ class Service:
         open_ = OpenRequest(delivery, _readable(request_id), key, check_of(body) if key else 0, now, now)
         self._open[open_] = None
         try:
-            _check_text(properties)
-            open_.content_type = codec.content_type_of(properties.content_type, body)
+            unreadable = _read_properties(open_)
             if self._is_known(open_):
                 return
-            self._by_key[key] = open_
+            if key:
+                self._by_key[key] = open_
+            if unreadable is not None:
+                raise unreadable
             lane = self._check_way(open_)
             request = codec.decode_request(body, open_.content_type, self._limits)
             servable, entry = self._catalog.resolve(request.servable, request.version, request.method)
@@ -174,17 +174,19 @@ class Service:
         Raises:
             RequestIdReused: it was another one under the same id.
         """
-        first = self._by_key.get(open_.key) if open_.key else None
+        if not open_.key or isinstance(open_.delivery.properties.reply_to, bytes):
+            return False
+        first = self._by_key.get(open_.key)
         if first is not None and not first.answered:
             _check_same(open_, first.check)
             first.followers.append(open_)
             return True
-        known = self._answers.find(open_.key, self._wall()) if open_.key else None
+        known = self._answers.find(open_.key, self._wall())
         if known is None:
             return False
         _check_same(open_, known.check)
         routed = known.reply_to.get(open_.reply_to)
-        if routed and (open_.delivery.redelivered or not known.failed):
+        if (routed or not open_.reply_to) and (open_.delivery.redelivered or not known.failed):
             self._answering.settled(open_)
         elif known.body is not None and (routed is False or not known.failed):
             self._answering.again(open_, known)
@@ -211,11 +213,10 @@ class Service:
         left = seconds_left(delivery.properties, delivery.headers, self._wall())
         if left is not None:
             if left <= 0:
-                raise DeadlineExceeded(f"its deadline passed {-left:.3f} s before it was taken")
+                raise DeadlineExceeded(f"its deadline passed {abs(left):.3f} s before it was taken")
             open_.deadline = now + left
-            self._taken += 1
-            heapq.heappush(self._deadlines, (open_.deadline, self._taken, open_))
-            self._ports.wake_at(self._deadlines[0][0])
+            self._deadlines.add(open_, open_.deadline)
+            self._ports.wake_at(open_.deadline)
         if open_.key and self._noted.pop(open_.key, self) is None:
             raise Cancelled("somebody asked for it to be given up before it was taken")
         return lane
@@ -270,6 +271,9 @@ class Service:
         attempt: int = 1,
     ) -> None:
         """Runs one instance by itself; where that fails for a reason that passes, once more from its inputs."""
+        if context.life.over is not None:
+            self._settle(open_, index, context.life.over)
+            return
         sessions = InstanceSessions()
         own = replace(context, sessions=sessions, alone=1 < attempt == self._max_attempts)
 
@@ -312,6 +316,7 @@ class Service:
         if self._open.pop(open_, self) is self:
             return False
         open_.ended = True
+        self._deadlines.discard(open_)
         if self._by_key.get(open_.key) is open_:
             del self._by_key[open_.key]
         self.served += served is True
@@ -323,13 +328,11 @@ class Service:
 
     def tick(self) -> None:
         """Time passed: what is past its deadline is given up."""
-        now = self._clock()
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2] not in self._open):
-            _, _, open_ = heapq.heappop(self._deadlines)
-            if open_ in self._open:
-                self._give_up(open_, DeadlineExceeded("its deadline passed before it was done"))
-        if self._deadlines:
-            self._ports.wake_at(self._deadlines[0][0])
+        for open_ in self._deadlines.due(self._clock()):
+            self._give_up(open_, DeadlineExceeded("its deadline passed before it was done"))
+        following = self._deadlines.next()
+        if following is not None:
+            self._ports.wake_at(following)
 
     def cancel(self, key: str) -> CancelState:
         """Gives up a request, wherever it is: one that runs stops at its next step.
@@ -351,14 +354,18 @@ class Service:
     def _give_up(self, open_: OpenRequest, error: RankmqError) -> None:
         self._answering.fail(open_, error)
         open_.life.end(error)
+        if open_.start is not None:  # it has not begun, and leaves the line
+            open_.start = None
+            self._admission.ended(open_)
 
     def hand_back_waiting(self) -> int:
-        """Gives back what was taken and has not been started.
+        """Gives back what was taken and has not been started, and what waits for the outcome of that.
 
         Returns:
             How many requests went back.
         """
-        return self._hand_back([it for it in self._open if it.start is not None])
+        waiting = [it for it in self._open if it.start is not None]
+        return self._hand_back([*waiting, *(follower for it in waiting for follower in it.followers)])
 
     def hand_back_all(self) -> int:
         """Gives what is not done back to the queue, and forgets it. What waits for the broker's word on its answer
@@ -386,6 +393,7 @@ class Service:
 
 def _check_same(open_: OpenRequest, check: int) -> None:
     if open_.check != check:
+        open_.key = ""  # the id stays the other's
         raise RequestIdReused(f"the message id {open_.id!r:.80} was used before, for other inputs")
 
 
@@ -393,11 +401,22 @@ def _readable(text: str | bytes) -> str:
     return text if isinstance(text, str) else text.decode(errors="replace")
 
 
-def _check_text(properties: Any) -> None:
-    """AMQP says that its short strings are UTF-8, and brokers pass on others as well: those arrive as bytes."""
+def _read_properties(open_: OpenRequest) -> Undecodable | None:
+    """Sets the format in which it is answered.
+
+    Returns:
+        What is wrong with its properties. AMQP says that its short strings are UTF-8, and brokers pass on others as
+        well: those arrive as bytes.
+    """
+    properties = open_.delivery.properties
     for name in ("content_type", "message_id", "correlation_id", "reply_to"):
         if isinstance(getattr(properties, name), bytes):
-            raise Undecodable(f"the property {name} is not UTF-8")
+            return Undecodable(f"the property {name} is not UTF-8")
+    try:
+        open_.content_type = codec.content_type_of(properties.content_type, open_.delivery.body)
+    except Undecodable as error:
+        return error
     encoding = properties.content_encoding
     if encoding not in (None, "", "identity", "utf-8", "UTF-8"):
-        raise Undecodable(f"the content encoding {encoding!r:.40}: bodies are sent as they are")
+        return Undecodable(f"the content encoding {encoding!r:.40}: bodies are sent as they are")
+    return None

@@ -39,6 +39,11 @@ class Outcome:
         """Whether every request was answered once, with the right numbers or a typed error, and all faults ended."""
         return self.tally.good and not self.problems and not any(fault.problem for fault in self.faults)
 
+    def during(self, moment: float) -> str:
+        """The last fault before a moment, by its number and name."""
+        before = [fault for fault in self.faults if fault.moment <= moment]
+        return f"{before[-1].number} {before[-1].fault}" if before else ""
+
     def as_dict(self) -> dict[str, Any]:
         """The same for a program."""
         tally = asdict(self.tally)
@@ -52,7 +57,7 @@ class Outcome:
             "tally": tally,
             "wrong": list(self.tally.wrong),
             "lost": list(self.tally.lost),
-            "duplicated": [asdict(it) for it in self.tally.duplicated],
+            "duplicated": [{**asdict(it), "during": self.during(it.replies[1].at)} for it in self.tally.duplicated],
             "dead_letters": [dict(it) for it in self.dead],
             "problems": list(self.problems),
         }
@@ -125,7 +130,7 @@ def _tally_table(outcome: Outcome) -> Any:
         ("answered", tally.answered, ""),
         ("wrong", len(tally.wrong), _some(tally.wrong)),
         ("lost", len(tally.lost), _some(tally.lost)),
-        ("duplicated", len(tally.duplicated), _some(map(_told, tally.duplicated))),
+        ("duplicated", len(tally.duplicated), _some(_told(it, outcome) for it in tally.duplicated)),
         ("typed errors", sum(tally.errors.values()), errors),
         ("dead letters", len(outcome.dead), _some(f"{it['id']}: {it['code']}" for it in outcome.dead)),
     ]
@@ -136,11 +141,13 @@ def _tally_table(outcome: Outcome) -> Any:
     return table
 
 
-def _told(it: Duplicate) -> str:
+def _told(it: Duplicate, outcome: Outcome) -> str:
     first, *others = it.replies
     later = ", ".join(f"{other.at - first.at:.3f} s" for other in others)
     clock = time.strftime("%H:%M:%S", time.localtime(first.at))
-    return f"{it.id}: answered {first.at - it.sent:.3f} s after it was sent, at {clock}, and again {later} later"
+    after = outcome.during(others[0].at)
+    text = f"{it.id}: answered {first.at - it.sent:.3f} s after it was sent, at {clock}, and again {later} later"
+    return f"{text} (after fault {after})" if after else text
 
 
 def _some(texts: Iterable[str]) -> str:

@@ -37,6 +37,7 @@ class Suffered:
         group: the number of the group that it hit.
         ranks: those that it hit.
         at: seconds since the first fault could have come.
+        moment: the same as `time.time()`.
         noticed: until the first sign of it; None where nobody said anything.
         serving: until the first answer of what was whole again.
         gap: the longest time without an answer.
@@ -52,6 +53,7 @@ class Suffered:
     group: int
     ranks: tuple[int, ...]
     at: float
+    moment: float
     noticed: float | None
     serving: float | None
     gap: float
@@ -89,11 +91,12 @@ class Run:
         self._patience = patience
         self._taken = taken
         self._told = told
-        self._began = time.time()
+        self._began = 0.0
         self.suffered: list[Suffered] = []
 
     async def go(self) -> None:
         """Does them, until the time is over or one does not end."""
+        self._began = time.time()
         for planned in self._plans:
             await asyncio.sleep(planned.pause)  # for the load to be steady; nothing is waited for
             if self._seconds is not None and time.time() - self._began > self._seconds:
@@ -126,6 +129,7 @@ class Run:
             group=planned.group,
             ranks=planned.ranks,
             at=round(at - self._began, 2),
+            moment=round(at, 6),
             noticed=_after(damage.noticed(at), at),
             serving=_after(self._first_answer(damage.serving_since(at)), at),
             gap=round(longest_gap((it for book in site.books for it in book.answered_at), at, until), 3),

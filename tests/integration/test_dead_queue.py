@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rankmq.engine import topology
 from rankmq.engine.address import BrokerAddress
-from rankmq.engine.connection import Properties
+from rankmq.engine.connection import Connection, Properties
 from rankmq.engine.dead_letters import Wanted
 from rankmq.engine.dead_queue import DeadQueue, queue_exists
 from rankmq.engine.dead_work import look
@@ -97,12 +97,16 @@ async def test_a_look_that_is_cut_short_loses_nothing(address):
 async def test_a_connection_that_goes_in_the_middle_loses_nothing(address):
     async with site(address) as it:
         buried = await it.bury(500)
+
+        async def walk(connection: Connection) -> None:
+            async with DeadQueue(connection) as queue:
+                async for held in queue:
+                    if held.delivery.properties.message_id == buried[100]:
+                        await connection.close()
+
         async with connected(address) as other:
             with pytest.raises(ConnectionLost):
-                async with DeadQueue(other) as queue:
-                    async for held in queue:
-                        if held.delivery.properties.message_id == buried[100]:
-                            await other.close()
+                await walk(other)
         await it.there(topology.DEAD, 500)
         assert sorted(await ids(it)) == buried
 

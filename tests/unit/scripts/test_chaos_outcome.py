@@ -18,6 +18,7 @@ KILLED = Suffered(
     group=0,
     ranks=(3,),
     at=2.5,
+    moment=2.125,
     noticed=0.03,
     serving=1.875,
     gap=1.9,
@@ -80,7 +81,14 @@ def test_the_outcome_for_a_program():
     (twice,) = told["duplicated"]
     assert twice["id"] == "raw-0"
     assert [(it["at"], it["message_id"]) for it in twice["replies"]] == [(2.0, "a"), (2.25, "b")]
+    assert twice["during"] == "1 kill-rank"
     assert told["dead_letters"] == [{"id": "raw-9", "code": "c", "reason": "r"}]
+
+
+def test_the_fault_after_which_something_happened():
+    made = outcome(faults=[KILLED, replace(KILLED, number=2, moment=5.0, fault="kill-broker")])
+    moments = (2.0, 2.125, 4.9, 5.0, 9.0)
+    assert [made.during(it) for it in moments] == ["", *["1 kill-rank"] * 2, *["2 kill-broker"] * 2]
 
 
 def test_a_fault_in_a_line():
@@ -104,7 +112,7 @@ def test_the_tables_for_a_person():
     assert row == ["kill-rank", "2", "0.03", "s", "0.03", "s", "2.44", "s", "3.00", "s", "3.25", "s", "15"]
     assert "cut-rank" in text
     assert "raw-0: answered 1.000 s after it was sent, at " in text
-    assert ", and again 0.250 s later" in text
+    assert ", and again 0.250 s later (after fault 1 kill-rank)" in text
     assert "something" in text
 
 

@@ -1,0 +1,120 @@
+"""Given a steady load, when anything dies, freezes or is cut off, then every request is answered once, and right.
+
+The same at length, with what each fault costs: `rankmq chaos`.
+"""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from rankmq.scripts.chaos.faults import FAULTS, Setting, chosen, schedule
+
+from tests.faults.chaos import chaos
+
+SLOW = {"freeze-orchestrator-standby"}  # the broker misses heartbeats for twenty seconds
+BROKER = {"restart-broker", "kill-broker"}
+OTHERS = FAULTS.keys() - SLOW - BROKER - {"kill-group"}
+
+
+def test_each_fault_once(tmp_path: Path) -> None:
+    ran = chaos(
+        *(tmp_path, "--each-once", "--ranks", 3, "--in-flight", 32, "--faults", ",".join(OTHERS)),
+        heartbeat_seconds=0.3,
+    )
+
+    ran.check(500)
+    done = [fault["fault"] for fault in ran.faults()]
+    assert set(done) == OTHERS
+    assert [fault["ranks"] for fault in ran.faults("kill-rank")] == [[0], [1], [2]]
+    for fault in ran.faults():
+        assert fault["serving"] is not None, fault
+        assert fault["answered"] >= 16, fault
+        assert 0 <= fault["gap"] < 20, fault
+    for name in ("kill-rank", "kill-two-ranks", "kill-all-ranks", "cut-rank", "kill-launcher"):
+        assert all(fault["noticed"] < 2 for fault in ran.faults(name)), ran.faults(name)
+    for name in ("freeze-rank", "silence-rank"):
+        assert all(1 < fault["noticed"] < 10 for fault in ran.faults(name)), ran.faults(name)
+    assert sum(fault["repeated"] for fault in ran.faults()) > 0
+
+
+def test_each_rank_fault_ends_an_epoch(tmp_path: Path) -> None:
+    """The faults that are told of really happened: the orchestrator has seen them."""
+    ran = chaos(tmp_path, "--each-once", "--ranks", 2, "--in-flight", 16, "--faults", "kill-rank,kill-heir,cut-rank")
+
+    ran.check(100)
+    signs = ran.signs()
+    assert sum(sign.word == "ended" for sign in signs) >= 4
+    assert [sign.epoch for sign in signs if sign.word == "ready"] == sorted(
+        {sign.epoch for sign in signs if sign.word == "ready"}
+    )
+    assert all("killed by SIGKILL" in " ".join(fault["reasons"]) for fault in ran.faults("kill-rank"))
+    (heir,) = ran.faults("kill-heir")
+    registered = [sign.pid for sign in signs if sign.word == "registered" and sign.rank == heir["ranks"][0]]
+    assert len(set(registered)) >= 3
+
+
+def test_the_seed_decides_what_comes(tmp_path: Path) -> None:
+    names = "kill-rank,kill-orchestrator,kill-producer,cut-producer"
+    ran = chaos(tmp_path, "--seconds", 8, "--seed", 7, "--ranks", 2, "--in-flight", 16, "--faults", names)
+
+    ran.check(200)
+    setting = Setting(ranks=2)
+    planned = itertools.islice(schedule(7, chosen(names, setting), setting), len(ran.faults()))
+    assert [(it.fault.name, list(it.ranks)) for it in planned] == [(it["fault"], it["ranks"]) for it in ran.faults()]
+    assert len(ran.faults()) >= 3
+
+
+def test_the_broker_goes_and_comes_back(tmp_path: Path) -> None:
+    ran = chaos(tmp_path, "--each-once", "--ranks", 2, "--in-flight", 16, "--faults", ",".join(BROKER))
+
+    ran.check(100)
+    assert {fault["fault"] for fault in ran.faults()} == BROKER
+    assert all("the broker was up again after" in fault["reasons"][0] for fault in ran.faults())
+
+
+def test_either_of_two_groups_may_die(tmp_path: Path) -> None:
+    """They share the servable's requests queue: all ranks and the orchestrator of one are killed under load."""
+    ran = chaos(
+        *(tmp_path, "--groups", 2, "--seconds", 12, "--seed", 2, "--ranks", 2, "--in-flight", 32),
+        *("--faults", "kill-group"),
+    )
+
+    ran.check(300)
+    assert {fault["group"] for fault in ran.faults()} == {0, 1}
+    assert all(fault["gap"] < 5 for fault in ran.faults()), "the other group did not go on"
+    for group in ("g0", "g1"):
+        assert any(sign.word == "ready" for sign in ran.signs(group))
+
+
+def test_a_spare_takes_a_lost_ranks_place(tmp_path: Path) -> None:
+    """The process that registers for the rank was there before the rank was lost."""
+    ran = chaos(tmp_path, "--spares", 1, "--each-once", "--ranks", 2, "--in-flight", 16, "--faults", "kill-rank")
+
+    ran.check(100)
+    started = [sign for sign in ran.signs() if sign.word == "registered"]
+    first = {sign.rank: sign.pid for sign in reversed(started)}
+    last = {sign.rank: sign.pid for sign in started}
+    assert all(first[rank] != last[rank] for rank in (0, 1))
+    # Processes are numbered in their order: the first spare was started right behind the ranks, before anything died.
+    assert last[0] - max(first.values()) < 20, (first, last)
+
+
+@pytest.mark.mindspore
+@pytest.mark.timeout(240)
+def test_collectives_through_shared_memory(tmp_path: Path) -> None:
+    """On the matmul example in MindSpore: the ranks that survive go on in the same processes."""
+    ran = chaos(
+        *(tmp_path, "--communication", "shm", "--each-once", "--in-flight", 24),
+        *("--faults", "kill-two-ranks,kill-heir,kill-orchestrator-standby"),
+        seconds=220,
+    )
+
+    ran.check(50)
+    hit = {rank for fault in ran.faults() for rank in fault["ranks"]}
+    pids: dict[int, set[int]] = {rank: set() for rank in range(8)}
+    for sign in ran.signs():
+        if sign.word == "registered":
+            pids[sign.rank].add(sign.pid)
+    assert {rank for rank, of_rank in pids.items() if len(of_rank) > 1} == hit
+    assert all(fault["serving"] < 15 for fault in ran.faults()), ran.faults()
+    assert all(fault["noticed"] < 2 for fault in ran.faults()), ran.faults()
