@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import distributed, register
-    from .client import Client
+    from .client import Client, Pending
 
-__all__ = ["Client", "distributed", "register"]
+__all__ = ["Client", "Pending", "distributed", "register"]
 
-_HOMES = {"Client": ".client"}
+_HOMES = {"Client": ".client", "Pending": ".client"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..schemas import codec
-from ..schemas.errors import LimitExceeded, RankmqError, ReplyUnroutable, ServingError, StageFailed
+from ..schemas.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    LimitExceeded,
+    RankmqError,
+    ReplyUnroutable,
+    ServingError,
+    StageFailed,
+)
 from ..schemas.messages import Answered, ErrorInfo, InstanceError, Reply
 from .answers import MOST_BODY_BYTES, Answers, Known
 from .confirms import Outcome
@@ -24,6 +32,8 @@ __all__ = ["AnswerPorts", "Answering"]
 log = logging.getLogger(__name__)
 
 _REPLY_OVERHEAD = 4096
+_MAY_PASS = (ServingError, DeadlineExceeded, Cancelled)
+"""Errors after which the same request may be asked again, and may be served then."""
 
 
 class AnswerPorts(Protocol):
@@ -98,7 +108,7 @@ class Answering:
             )
             self.fail(open_, LimitExceeded(text))
             return
-        may_pass = any(isinstance(it, ServingError) for it in failures.values())
+        may_pass = any(isinstance(it, _MAY_PASS) for it in failures.values())
         self._answer(open_, body, next(iter(failures.values()), None), may_pass=may_pass)
 
     def fail(self, open_: OpenRequest, error: RankmqError) -> None:
@@ -109,7 +119,7 @@ class Answering:
         log.info("request failed: %s: %s", error.code, error.message, extra={"request": open_.id})
         reply = Reply(id=open_.id, error=_info(error), stats=open_.stats(self._clock()))
         body = codec.encode_reply(reply, open_.content_type)
-        self._answer(open_, body, error, may_pass=isinstance(error, ServingError))
+        self._answer(open_, body, error, may_pass=isinstance(error, _MAY_PASS))
 
     def again(self, open_: OpenRequest, known: Known) -> None:
         """The request was answered before, elsewhere: the same answer goes here."""
@@ -126,19 +136,19 @@ class Answering:
     # --------------------------------------------------------------------------------------------------- in the end
 
     def _answer(self, open_: OpenRequest, body: bytes, error: RankmqError | None, *, may_pass: bool) -> None:
-        """Each queue that is to have the answer gets it once; what has failed and has no queue is dead-lettered."""
+        """Each question that is to have the answer gets it once; what has failed and has no queue is dead-lettered."""
         all_of_it = [open_, *open_.followers]
         open_.followers = []
-        told: set[str] = set()
+        told: set[tuple[str, str]] = set()
         for it in all_of_it:
             it.answered = True
             it.content_type = open_.content_type
             if it is open_ and not it.reply_to and error is not None:
                 self._dead_letter(it, error)
-            elif not it.reply_to or it.reply_to in told:
+            elif not it.reply_to or it.route in told:
                 self._end(it, served=error is None)
             else:
-                told.add(it.reply_to)
+                told.add(it.route)
                 self._publish(it, body, served=error is None, may_pass=may_pass)
 
     def _publish(self, open_: OpenRequest, body: bytes, *, served: bool, may_pass: bool) -> None:
@@ -171,6 +181,7 @@ class Answering:
                 id=open_.key,
                 check=open_.check,
                 reply_to=reply_to,
+                correlation_id=open_.route[1],
                 content_type=open_.content_type,
                 body=body if len(body) <= MOST_BODY_BYTES else None,
                 failed=may_pass,

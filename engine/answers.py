@@ -17,7 +17,7 @@ MOST_BODY_BYTES = 65_536
 """Larger answers are remembered without their bytes: asked for again from elsewhere, they are made again."""
 
 _MOST_IDS = 100_000
-_MOST_QUEUES = 16
+_MOST_ROUTES = 16
 
 
 def check_of(body: bytes) -> int:
@@ -34,7 +34,8 @@ class Known:
         content_type: of its answer.
         body: its answer; None where it was too large to keep, or is too old.
         failed: serving it failed for a reason that may pass: asked for again, it is tried again.
-        reply_to: where the answer went, the latest last; False with it where the broker may have lost it since.
+        routes: to which queues and questions the answer went, the latest last; False where the broker may have lost it
+            since.
         at: when, in seconds since 1970.
     """
 
@@ -43,7 +44,7 @@ class Known:
     body: bytes | None
     failed: bool
     at: float
-    reply_to: dict[str, bool] = field(default_factory=dict)
+    routes: dict[tuple[str, str], bool] = field(default_factory=dict)
 
 
 class Answers:
@@ -95,11 +96,12 @@ class Answers:
         known = Known(answered.check, answered.content_type, answered.body, answered.failed, now)
         if answered.reply_to:
             if before is not None and before.check == answered.check:
-                known.reply_to = before.reply_to
-            known.reply_to.pop(answered.reply_to, None)
-            known.reply_to[answered.reply_to] = routed
-            while len(known.reply_to) > _MOST_QUEUES:
-                del known.reply_to[next(iter(known.reply_to))]
+                known.routes = before.routes
+            route = answered.reply_to, answered.correlation_id
+            known.routes.pop(route, None)
+            known.routes[route] = routed
+            while len(known.routes) > _MOST_ROUTES:
+                del known.routes[next(iter(known.routes))]
         self._known[key] = known
         if answered.body is not None:
             self._bodies[key] = len(answered.body)
@@ -118,7 +120,7 @@ class Answers:
         if known is None or known.at <= at:
             self.remember(answered, at, routed=routed)
         elif answered.reply_to and known.check == answered.check:
-            known.reply_to.setdefault(answered.reply_to, routed)
+            known.routes.setdefault((answered.reply_to, answered.correlation_id), routed)
 
     def _trim(self, now: float) -> None:
         while self._bytes > self._most_bytes:

@@ -167,7 +167,8 @@ class GroupLink(GroupPorts):
     def _dispatch(self, message: ToOrchestrator) -> None:
         driver = self.driver
         if isinstance(message, StatusQuery) or message.group != self.group:
-            log.warning("refused a %s on the queues of group %s", type(message).__name__, self.group)
+            group = "no group" if isinstance(message, StatusQuery) else message.group
+            log.warning("refused a %s of %s on the queues of %s", type(message).__name__, group, self.group)
             return
         match message:
             case RankReply():
@@ -202,6 +203,11 @@ class GroupLink(GroupPorts):
 
     def send_control(self, tag: str, message: Welcome | Refused | Form | Drain | Restart) -> None:
         """Publishes a control message to the ranks that the tag reaches."""
+        if isinstance(message, Refused):
+            who = (
+                "all agents" if message.agent == "*" else f"agent {message.agent}, which asks for rank {message.rank},"
+            )
+            log.warning("refused %s of %s: %s", who, self.group, message.error.message)
         self._publish(self._control, tag, codec.encode(message), None)
 
     def _publish(self, exchange: str, tag: str, body: bytes, then: Callable[[Outcome], None] | None) -> None:

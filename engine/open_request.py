@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..schemas import codec
-from ..schemas.errors import RankmqError
+from ..schemas.errors import RankmqError, Undecodable
 from ..schemas.messages import Stats
-from .dead_headers import deaths_of
+from .answers import check_of
+from .dead_headers import deaths_of, text_of
 from .delivery import Delivery
 from .life import Life
 from .runs import RunContext
@@ -66,11 +68,50 @@ class OpenRequest:
     error: RankmqError | None = None
     followers: list[OpenRequest] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, delivery: Delivery, now: float) -> OpenRequest:
+        """A request that was delivered just now.
+
+        Args:
+            delivery: its delivery.
+            now: on the monotonic clock.
+        """
+        given = delivery.properties
+        key = given.message_id if isinstance(given.message_id, str) else ""
+        name = text_of(given.message_id) or text_of(given.correlation_id) or uuid.uuid4().hex
+        return cls(delivery, name, key, check_of(delivery.body) if key else 0, now, now)
+
+    def read_properties(self) -> Undecodable | None:
+        """Sets the format in which it is answered.
+
+        Returns:
+            What is wrong with its properties. AMQP says that its short strings are UTF-8, and brokers pass on others as
+            well: those arrive as bytes.
+        """
+        given = self.delivery.properties
+        for name in ("content_type", "message_id", "correlation_id", "reply_to"):
+            if isinstance(getattr(given, name), bytes):
+                return Undecodable(f"the property {name} is not UTF-8")
+        try:
+            self.content_type = codec.content_type_of(given.content_type, self.delivery.body)
+        except Undecodable as error:
+            return error
+        if given.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
+            return Undecodable(f"the content encoding {given.content_encoding!r:.40}: bodies are sent as they are")
+        return None
+
     @property
     def reply_to(self) -> str:
         """The queue for the answer; "" where nobody can be told."""
         name = self.delivery.properties.reply_to
         return name if isinstance(name, str) else ""
+
+    @property
+    def route(self) -> tuple[str, str]:
+        """Where its answer goes, and what it answers: the same when a publish is repeated, another when asked again."""
+        properties = self.delivery.properties
+        correlation = properties.correlation_id or properties.message_id
+        return self.reply_to, correlation if isinstance(correlation, str) else ""
 
     @property
     def attempts(self) -> int:

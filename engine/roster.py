@@ -137,17 +137,18 @@ class Roster:
             window: how many steps may be ahead of what is known to be done; None: no steps are under way.
         """
         member = self._members[message.rank]
-        newest = epoch if window is None else (epoch, member.step + window)
-        if (message.epoch if window is None else (message.epoch, message.step)) <= newest:
-            return False
-        if not member.doubted:
-            most = f"epoch {epoch}" if window is None else f"step {member.step + window} of epoch {epoch}"
+        if window is None:
+            ahead, most = message.epoch > epoch, f"epoch {epoch}"
+        else:
+            newest = member.step + window
+            ahead, most = (message.epoch, message.step) > (epoch, newest), f"step {newest} of epoch {epoch}"
+        if ahead and not member.doubted:
             log.warning(
                 "rank %d of %s says that it is at step %d of epoch %d, and cannot be past %s: not believed",
                 *(message.rank, message.group, message.step, message.epoch, most),
             )
-        member.doubted = True
-        return True
+            member.doubted = True
+        return ahead
 
     def is_stray(self, message: Heartbeat) -> bool:
         """Whether an agent lives and takes itself for a rank that was taken from it: the second time that it says so.

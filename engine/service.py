@@ -6,7 +6,6 @@ and then its delivery is acknowledged; or the broker has it back. No I/O of its 
 
 from __future__ import annotations
 
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,14 +20,13 @@ from ..schemas.errors import (
     RankmqError,
     RequestIdReused,
     SessionLost,
-    Undecodable,
 )
 from ..schemas.limits import Limits
 from ..schemas.messages import Request
 from . import retry
 from .admission import Admission
 from .answering import Answering, AnswerPorts
-from .answers import Answers, check_of
+from .answers import Answers
 from .calls import CallPorts, Calls
 from .catalog import Catalog
 from .deadline import Deadlines, seconds_left
@@ -134,14 +132,11 @@ class Service:
 
     def receive(self, delivery: Delivery) -> None:
         """Takes a request; whatever is wrong with it is answered, never raised."""
-        properties, body = delivery.properties, delivery.body
-        key = properties.message_id if isinstance(properties.message_id, str) else ""
-        request_id = properties.message_id or properties.correlation_id or uuid.uuid4().hex
-        now = self._clock()
-        open_ = OpenRequest(delivery, _readable(request_id), key, check_of(body) if key else 0, now, now)
+        open_ = OpenRequest.of(delivery, self._clock())
+        key = open_.key
         self._open[open_] = None
         try:
-            unreadable = _read_properties(open_)
+            unreadable = open_.read_properties()
             if self._is_known(open_):
                 return
             if key:
@@ -149,7 +144,7 @@ class Service:
             if unreadable is not None:
                 raise unreadable
             lane = self._check_way(open_)
-            request = codec.decode_request(body, open_.content_type, self._limits)
+            request = codec.decode_request(delivery.body, open_.content_type, self._limits)
             servable, entry = self._catalog.resolve(request.servable, request.version, request.method)
         except RankmqError as error:
             self._answering.fail(open_, error)
@@ -185,7 +180,7 @@ class Service:
         if known is None:
             return False
         _check_same(open_, known.check)
-        routed = known.reply_to.get(open_.reply_to)
+        routed = known.routes.get(open_.route)
         if (routed or not open_.reply_to) and (open_.delivery.redelivered or not known.failed):
             self._answering.settled(open_)
         elif known.body is not None and (routed is False or not known.failed):
@@ -395,28 +390,3 @@ def _check_same(open_: OpenRequest, check: int) -> None:
     if open_.check != check:
         open_.key = ""  # the id stays the other's
         raise RequestIdReused(f"the message id {open_.id!r:.80} was used before, for other inputs")
-
-
-def _readable(text: str | bytes) -> str:
-    return text if isinstance(text, str) else text.decode(errors="replace")
-
-
-def _read_properties(open_: OpenRequest) -> Undecodable | None:
-    """Sets the format in which it is answered.
-
-    Returns:
-        What is wrong with its properties. AMQP says that its short strings are UTF-8, and brokers pass on others as
-        well: those arrive as bytes.
-    """
-    properties = open_.delivery.properties
-    for name in ("content_type", "message_id", "correlation_id", "reply_to"):
-        if isinstance(getattr(properties, name), bytes):
-            return Undecodable(f"the property {name} is not UTF-8")
-    try:
-        open_.content_type = codec.content_type_of(properties.content_type, open_.delivery.body)
-    except Undecodable as error:
-        return error
-    encoding = properties.content_encoding
-    if encoding not in (None, "", "identity", "utf-8", "UTF-8"):
-        return Undecodable(f"the content encoding {encoding!r:.40}: bodies are sent as they are")
-    return None

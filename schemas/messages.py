@@ -253,6 +253,7 @@ class Answered(Part, frozen=True, kw_only=True):
         id: its message id.
         check: of its body, to tell another request under the same id.
         reply_to: where the answer went; "" where nobody was told.
+        correlation_id: what it answered: a producer that asks again under the same id gives another one.
         content_type: of the answer.
         body: the answer, where it is not too large to be kept.
         failed: serving it failed for a reason that may pass.
@@ -261,6 +262,7 @@ class Answered(Part, frozen=True, kw_only=True):
     id: str
     check: Count
     reply_to: str = ""
+    correlation_id: str = ""
     content_type: str = ""
     body: bytes | None = None
     failed: bool = False

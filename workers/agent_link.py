@@ -264,10 +264,11 @@ class AgentLink:
         except RankmqError as error:
             log.warning("refused a message: %s", error.message)
             return
-        if isinstance(message, Task):
+        config = self._config
+        if message.group != config.group:  # a binding that is not ours: nobody here waits for it
+            log.warning("refused a %s of group %s: this is %s", type(message).__name__, message.group, config.group)
+        elif isinstance(message, Task):
             self._on_task(message)
-        elif message.group != self._config.group:
-            log.warning("refused a %s of group %s", type(message).__name__, message.group)
         else:
             self._on_control(message)
 

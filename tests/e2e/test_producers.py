@@ -19,9 +19,9 @@ import numpy as np
 import pika
 import pytest
 from rankmq.engine import topology
+from rankmq.scripts.chaos.proxy import Proxy
 
 from tests.e2e.systems import ROOT, System, Vhosts, wait_until
-from tests.faults.proxy import Proxy
 from tests.integration.client_engine import declare
 
 PRODUCERS = ROOT / "examples" / "producers"

@@ -75,6 +75,21 @@ def test_one_rank_after_the_other(start: Start, tmp_path: Path) -> None:
     assert steady.group("steady").epoch == 1 + RANKS
 
 
+def test_a_spare_takes_a_lost_ranks_place(start: Start, tmp_path: Path) -> None:
+    """What holds the rank afterwards is a process that was there before the rank was lost."""
+    steady = start(write_steady(tmp_path), spares=1)
+    before = pids_of(steady)
+    with under_load(steady) as load:
+        killed_at = time.time()
+        kill(before[2])
+        steady.wait_ready(epoch=2)
+        heir = pids_of(steady)[2]
+        assert heir not in before
+        assert psutil.Process(heir).create_time() < killed_at
+        load.finish()
+    assert not load.repeated
+
+
 def test_a_frozen_rank(steady: System) -> None:
     """It says nothing any more, and its process does not end."""
     frozen = pids_of(steady)[3]

@@ -15,8 +15,7 @@ from rankmq.engine import topology
 from rankmq.schemas import codec
 from rankmq.schemas.messages import CancelReply, Reply, Request
 from rankmq.schemas.tensors import from_array, to_array
-
-from tests.faults.proxy import Proxy
+from rankmq.scripts.chaos.proxy import Proxy
 
 PATIENCE = 20.0
 """Seconds after which a test that waits has found a hang."""

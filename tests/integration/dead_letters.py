@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgpack
+import pytest
 from rankmq.engine import topology
 from rankmq.engine.address import BrokerAddress
 from rankmq.engine.channel import Channel
@@ -17,6 +20,7 @@ from rankmq.engine.confirms import Outcome
 from rankmq.engine.connection import Connection, Properties
 from rankmq.engine.dead_letters import headers_of
 from rankmq.schemas.errors import InvalidInput, RankmqError
+from rankmq.workers.broker import PrivateBroker, find_server
 
 from tests.integration.connections import SOON, until
 
@@ -34,12 +38,12 @@ class Site:
         self.channel = channel
         self._numbers = itertools.count()
 
-    async def bury(self, count: int = 1, **given: Any) -> list[str]:
+    async def bury(self, count: int = 1, error: RankmqError | None = None, **given: Any) -> list[str]:
         """Puts dead letters into the queue; gives their ids."""
         ids = [f"{next(self._numbers):05d}" for _ in range(count)]
         outcomes: list[Outcome] = []
         for name in ids:
-            self._bury(name, outcomes, **given)
+            self._bury(name, outcomes, error, **given)
         await until(lambda: len(outcomes) == count)
         assert set(outcomes) == {Outcome.CONFIRMED}
         return ids
@@ -48,7 +52,7 @@ class Site:
         self,
         name: str,
         outcomes: list[Outcome],
-        error: RankmqError | None = None,
+        error: RankmqError | None,
         *,
         key: str = "matmul",
         exchange: str = topology.REQUESTS,
@@ -104,3 +108,14 @@ async def site(address: BrokerAddress) -> AsyncIterator[Site]:
         yield Site(connection, channel)
     finally:
         await connection.close()
+
+
+@contextmanager
+def hosts(folder: Path, count: int = 20) -> Iterator[Iterator[BrokerAddress]]:
+    """A node with so many virtual hosts that nobody has used."""
+    if find_server() is None:
+        pytest.skip("needs a rabbitmq-server of its own on this machine")
+    names = [f"dead-{number}" for number in range(count)]
+    with PrivateBroker(folder, vhosts=names) as node:
+        address = BrokerAddress.parse(node.url)
+        yield iter([replace(address, vhost=name) for name in names])

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pika
 import pytest
@@ -168,10 +169,14 @@ def test_places_are_given_back_by_calls_that_share_a_request(broker_url):
             request_id = next(_ids)
             pair = [client.infer_async(x(1), request_id=request_id) for _ in range(2)]
             assert all(pending.result(PATIENCE)[0]["x"] == 2 for pending in pair)
-            held = client.infer_async(x(1), request_id=request_id)
+        it.answer = lambda _: None
+        for _ in range(5):
+            held = client.infer_async(x(1), request_id=next(_ids))
             with pytest.raises(RequestIdReused):
-                client.infer(x(2), request_id=request_id)
-            assert held.result(PATIENCE)[0]["x"] == 2
+                client.infer(x(2), request_id=held.request_id)
+            assert held.cancel()
+        it.answer = doubled
+        assert [client.infer(x(3), timeout=5)[0]["x"] for _ in range(2)] == [6, 6]
 
 
 def test_of_two_replies_the_first_counts(broker_url, caplog):
@@ -218,6 +223,17 @@ def test_a_reply_to_the_same_request_asked_before_is_a_reply(broker_url):
 # ------------------------------------------------------------------------------------------------------- flow control
 
 
+def fill(channel: Any, servable: str) -> None:
+    """Publishes until the broker says no; the queue takes some more than its limit before."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            channel.basic_publish(topology.REQUESTS, servable, b"")
+        except pika.exceptions.NackError:
+            return
+    pytest.fail("it is never full")
+
+
 @pytest.fixture
 def full(broker_url: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """A servable whose requests queue is full; and what empties it."""
@@ -227,11 +243,8 @@ def full(broker_url: str) -> Iterator[tuple[str, Callable[[], None]]]:
         servable = "full-" + next(_ids)
         queues = topology.requests(servable, topology.QueueLimits(length=3))
         declare(channel, (*topology.edge(), *queues))
-        end = time.monotonic() + PATIENCE
-        with pytest.raises(pika.exceptions.NackError):  # it takes some more than its limit before it says no
-            while time.monotonic() < end:
-                channel.basic_publish(topology.REQUESTS, servable, b"")
         try:
+            fill(channel, servable)
             yield servable, lambda: channel.queue_purge(topology.requests_queue(servable))
         finally:
             for item in queues:

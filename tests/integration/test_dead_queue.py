@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +15,20 @@ from rankmq.engine.dead_letters import Wanted
 from rankmq.engine.dead_queue import DeadQueue, queue_exists
 from rankmq.engine.dead_work import look
 from rankmq.schemas.errors import BrokerUnavailable, ConnectionLost
-from rankmq.workers.broker import PrivateBroker
 
-from tests.e2e.systems import Vhosts
 from tests.integration.connections import connected, run, until
-from tests.integration.dead_letters import Site, request, site
+from tests.integration.dead_letters import Site, hosts, request, site
 
 
 @pytest.fixture(scope="module")
-def vhosts(broker: PrivateBroker) -> Vhosts:
-    return Vhosts(broker)
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[BrokerAddress]]:
+    with hosts(tmp_path_factory.mktemp("node")) as found:
+        yield found
 
 
 @pytest.fixture
-def address(vhosts: Vhosts) -> BrokerAddress:
-    return BrokerAddress.parse(vhosts.url())
+def address(addresses: Iterator[BrokerAddress]) -> BrokerAddress:
+    return next(addresses)
 
 
 async def ids(it: Site) -> list[str]:
@@ -137,10 +137,10 @@ async def test_letters_that_somebody_else_takes_are_not_waited_for(address, monk
 
 
 @run
-async def test_an_empty_queue_and_none_at_all(address, vhosts):
+async def test_an_empty_queue_and_none_at_all(address, addresses):
     async with site(address) as it:
         assert await ids(it) == []
-    async with connected(BrokerAddress.parse(vhosts.url())) as connection:
+    async with connected(next(addresses)) as connection:
         with pytest.raises(BrokerUnavailable, match="has an orchestrator ever been started"):
             async with DeadQueue(connection):
                 pass

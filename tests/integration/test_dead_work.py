@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 from rankmq.engine import topology
@@ -14,21 +15,21 @@ from rankmq.engine.topology import Binding, Queue
 from rankmq.schemas.errors import BrokerRefused, StageFailed, UnknownServable
 from rankmq.workers.broker import PrivateBroker, User
 
-from tests.e2e.systems import Vhosts
 from tests.integration.connections import connected, run, until
-from tests.integration.dead_letters import Site, request, site
+from tests.integration.dead_letters import Site, hosts, request, site
 
 NORMAL = "rankmq.requests.matmul.normal"
 
 
 @pytest.fixture(scope="module")
-def vhosts(broker: PrivateBroker) -> Vhosts:
-    return Vhosts(broker)
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[BrokerAddress]]:
+    with hosts(tmp_path_factory.mktemp("node")) as found:
+        yield found
 
 
 @pytest.fixture
-def address(vhosts: Vhosts) -> BrokerAddress:
-    return BrokerAddress.parse(vhosts.url())
+def address(addresses: Iterator[BrokerAddress]) -> BrokerAddress:
+    return next(addresses)
 
 
 async def letters(it: Site, wanted: Wanted = Wanted(), most: int = 0) -> list[DeadLetter]:  # noqa: B008  # frozen
@@ -37,7 +38,7 @@ async def letters(it: Site, wanted: Wanted = Wanted(), most: int = 0) -> list[De
     return seen
 
 
-# ------------------------------------------------------------------------------------------------- looked at, thrown away
+# ----------------------------------------------------------------------------------------------- looked at, thrown away
 
 
 @run
@@ -69,7 +70,7 @@ async def test_what_is_thrown_away_is_gone_and_nothing_else(address):
         assert await it.depth(topology.DEAD) == 0
 
 
-# ------------------------------------------------------------------------------------------------------------ sent again
+# ----------------------------------------------------------------------------------------------------------- sent again
 
 
 @run
@@ -223,7 +224,7 @@ async def test_deadlines(address):
 
 @run
 async def test_what_the_broker_drops_can_be_sent_again(address):
-    """Given a request that expires in the queue for those that nobody serves, when it is sent again, then it is whole."""
+    """Given a request that expires where nobody serves it, when it is sent again, then it is whole."""
     async with site(address) as it:
         given = Properties(
             message_id="late", expiration="1", headers={"mine": 1}, user_id=address.user, delivery_mode=2
@@ -263,7 +264,7 @@ async def test_an_operator_who_may_look_but_not_publish(tmp_path):
             buried = await it.bury(100)
             async with connected(BrokerAddress.parse(node.user_url("looker"))) as connection:
                 assert (await look(connection, Wanted())).meant == 100
-                with pytest.raises(BrokerRefused, match="rankmq.requests"):
+                with pytest.raises(BrokerRefused, match=r"rankmq\.requests"):
                     await replay(connection, Wanted())
             await it.there(topology.DEAD, 100)
             assert sorted(letter.id for letter in await letters(it)) == buried

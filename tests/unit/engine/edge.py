@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -140,6 +140,7 @@ class Edge:
         self.hold = False
         self.broken: RankmqError | None = None
         self.records: list[Answered] = []
+        self.sent: Counter[tuple[str | None, str | None]] = Counter()
         self.wakes: list[float] = []
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.answers = Answers(3600.0, 1 << 20)
@@ -201,6 +202,8 @@ class Edge:
     def _published(self, publish: Publish, *, dead: bool) -> None:
         if self.broken is not None:
             raise self.broken
+        if not dead:
+            self.sent[_question(publish.delivery)] += 1
         if self.hold:
             self.held.append((dead, publish))
         else:
@@ -215,7 +218,8 @@ class Edge:
     def ack(self, delivery: Delivery) -> None:
         fate = self.fates[delivery.tag]
         confirmed = any(outcome is Outcome.CONFIRMED for _, outcome in (*fate.replies, *fate.dead))
-        assert confirmed or not delivery.properties.reply_to, "acknowledged before anything was confirmed"
+        shared = self.sent[_question(delivery)]  # another delivery of the same request stands for it
+        assert confirmed or shared or not delivery.properties.reply_to, "acknowledged before anything was confirmed"
         fate.acked += 1
         assert fate.ends == 1, fate
 
@@ -306,6 +310,11 @@ class Edge:
                     if self.news.empty():
                         return
             assert time.monotonic() < until, "something waits for ever"
+
+
+def _question(delivery: Delivery) -> tuple[str | None, str | None]:
+    given = delivery.properties
+    return given.message_id, given.reply_to
 
 
 def _fail(error: BaseException) -> None:

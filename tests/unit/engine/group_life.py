@@ -125,7 +125,7 @@ def pass_time(group: Group, now: float, seconds: float, *, alive: tuple[int, ...
     for _ in range(int(seconds * 2)):
         now += 0.5
         for rank in alive:
-            actions += group.heartbeat(heartbeat(rank), now)
+            actions += group.heartbeat(heartbeat(rank, epoch=group.epoch), now)
         actions += group.tick(now)
     return now, actions
 

@@ -304,7 +304,8 @@ class World:
     def beats(self) -> None:
         for agent in self.living():
             if not agent.frozen:
-                agent.control.append(heartbeat(agent.rank, agent.name))
+                epoch = agent.form.epoch if agent.form is not None else 0
+                agent.control.append(heartbeat(agent.rank, agent.name, epoch=epoch))
 
     def leaves(self, agent: Agent) -> None:
         agent.leaving = True

@@ -110,7 +110,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.happened(
             {
                 "ready": lambda: group.ready(ready(rank, epoch, agent), now),
-                "beat": lambda: group.heartbeat(heartbeat(rank, agent), now),
+                "beat": lambda: group.heartbeat(heartbeat(rank, agent, epoch=epoch), now),
                 "leave": lambda: group.leaving(leave(rank, agent), now),
                 "exit": lambda: group.exited(exited(rank, pid), now),
                 "fail": lambda: group.load_failed(load_failed(rank, epoch, agent=agent), now),
@@ -183,7 +183,7 @@ class AnyOrder(RuleBasedStateMachine):
                 if not self.group.holds(rank, f"fresh{rank}"):
                     message = register(rank, f"fresh{rank}", pid=9000 + rank, **self.fields)
                     self.happened(self.group.registered(message, self.now))
-                self.happened(self.group.heartbeat(heartbeat(rank, f"fresh{rank}"), self.now))
+                self.happened(self.group.heartbeat(heartbeat(rank, f"fresh{rank}", epoch=0), self.now))
             self.happened(self.group.tick(self.now))
             self.all_get_ready()
         assert self.group.state is GroupState.READY

@@ -149,7 +149,7 @@ def test_errors_name_the_ranks_that_were_asked_for(tmp_path):
     with pytest.raises(ModelError, match=r"rank 6 has 1 .* rank 7 has 2: .*device6 has no h\.mindir"):
         find_model_files(tmp_path, "s", 1, 8, None, [6, 7])
     a = tmp_path / "model/device6/g.mindir"
-    with pytest.raises(ModelError, match="rank 7 has 1 .* where 2"):
+    with pytest.raises(ModelError, match=r"rank 7 has 1 .* where 2"):
         check_model_files([[a, a], [a]], 2, None, [6, 7])
     with pytest.raises(ModelError, match="model file of rank 7 is missing"):
         check_model_files([[a], [tmp_path / "c"]], 2, None, [6, 7])

@@ -102,7 +102,7 @@ def test_a_fault_in_a_line():
 
 
 def test_the_tables_for_a_person():
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=400, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     slower = replace(KILLED, noticed=None, serving=3.0, gap=3.25, repeated=3)
     made = outcome(TWICE, faults=[KILLED, slower, replace(KILLED, fault="cut-rank")], problems=["something"])
     for table in tables(made):
@@ -112,7 +112,7 @@ def test_the_tables_for_a_person():
     assert row == ["kill-rank", "2", "0.03", "s", "0.03", "s", "2.44", "s", "3.00", "s", "3.25", "s", "15"]
     assert "cut-rank" in text
     assert "raw-0: answered 1.000 s after it was sent, at " in text
-    assert ", and again 0.250 s later (after fault 1 kill-rank)" in text
+    assert ", and again 0.250 s later (after fault 1 cut-rank)" in text
     assert "something" in text
 
 

@@ -6,14 +6,31 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rankmq.engine.delivery import Delivery
 from rankmq.engine.settings import Settings
 from rankmq.schemas import codec
 from rankmq.schemas.errors import ConnectionLost, RankmqError
-from rankmq.schemas.messages import Drain, Form, GroupId, Heartbeat, Ready, Register, Restart, Welcome
+from rankmq.schemas.messages import (
+    Call,
+    Drain,
+    ErrorInfo,
+    Form,
+    GroupId,
+    Heartbeat,
+    Message,
+    Ready,
+    Refused,
+    Register,
+    Restart,
+    Task,
+    Welcome,
+)
 from rankmq.workers.agent import AgentConfig
 from rankmq.workers.agent_link import AgentLink
+from rankmq.workers.lockstep import Step
 
 GROUP = GroupId(servable="matmul", version=1)
+OTHER = GroupId(servable="matmul", version=2)
 
 
 class World:
@@ -24,6 +41,7 @@ class World:
         self.said: list[object] = []
         self.restarts = self.ends = 0
         self.failure: RankmqError | None = None
+        self.steps: list[tuple[int, int]] = []
         self.link = AgentLink(config, (), self, scheduler="", device="CPU", shm=True)
         self.link._channel = SimpleNamespace(publish=self.publish)
         self.agent = config.agent
@@ -40,20 +58,23 @@ class World:
     def restart(self) -> None:
         self.restarts += 1
 
+    def step(self, epoch: int, step: Step) -> None:
+        self.steps.append((epoch, step.step))
+
     def end(self, failure: RankmqError | None = None) -> None:
         self.ends += 1
         self.failure = failure
 
     def hears_form(self, communication: str) -> None:
         given = {"results": "r", "peers": (0,), "scheduler": "", "plans": (), "window": 1, "heartbeat_seconds": 1.0}
-        form = Form(group=GROUP, epoch=4, rank=0, agent=self.agent, communication=communication, **given)
-        self.link._on_control(form)
+        self.hears(Form(group=GROUP, epoch=4, rank=0, agent=self.agent, communication=communication, **given))
 
     def hears_welcome(self) -> None:
         self.hears(Welcome(group=GROUP, agent="*", orchestrator="another"))
 
-    def hears(self, message: Welcome | Restart | Drain) -> None:
-        self.link._on_control(message)
+    def hears(self, message: Message | bytes) -> None:
+        body = message if isinstance(message, bytes) else codec.encode(message)
+        self.link._on_message(Delivery(body, 0, "", "", False, None))
 
 
 @pytest.fixture
@@ -202,3 +223,63 @@ def test_only_who_is_meant_may_go(world, mine):
 def test_who_does_not_leave_is_not_sent_away(world):
     world.hears(Drain(group=GROUP, agent=world.agent, epoch=4))
     assert world.ends == 0
+
+
+# ----------------------------------------------------------------------------------- what is not for it, or out of step
+
+
+def task(step: int, group: GroupId = GROUP, epoch: int = 4) -> Task:
+    return Task(group=group, epoch=epoch, step=step, work=Call(subgraph=0, rows=1))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        task(0, group=OTHER),
+        task(77, group=OTHER, epoch=9),
+        Restart(group=OTHER, agent="a", reason="overdue"),
+        Welcome(group=OTHER, agent="*", orchestrator="o"),
+        Refused(group=OTHER, rank=0, agent="*", error=ErrorInfo(code="group_incomplete", message="no")),
+        b"\xc1 what is this",
+        Register(group=GROUP, rank=0, agent="a", host="h", pid=1, queue="q", graphs=()),
+    ],
+    ids=lambda it: type(it).__name__,
+)
+def test_what_is_not_for_its_group_is_refused_with_one_line_and_harms_nothing(world, caplog, message):
+    world.hears_form("none")
+    world.hears(message)
+    (line,) = [it.message for it in caplog.records]
+    assert line.startswith("refused a ")
+    if not isinstance(message, bytes | Register):
+        assert f"refused a {type(message).__name__} of group matmul.v2.g0: this is matmul.v1.g0" in line
+    world.hears(task(0))
+    assert world.steps == [(4, 0)]
+    assert (world.said, world.ends, world.restarts) == ([], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (task(2), "expected step 1, got step 2: a gap"),
+        (task(0), "expected step 1, got step 0 again"),
+        (task(1, epoch=5), "expected epoch 4, got step 1 of epoch 5"),
+    ],
+)
+def test_a_step_out_of_order_is_told_once_and_ends_the_epoch(world, caplog, bad, says):
+    world.hears_form("none")
+    world.hears(task(0))
+    for message in (bad, task(1), task(2)):
+        world.hears(message)
+    (line,) = [it.message for it in caplog.records]
+    assert says in line
+    assert "rank 0 of matmul.v1.g0" in line
+    assert world.steps == [(4, 0)]
+    assert [type(it) for it in world.said] == [Register]
+
+
+def test_a_step_of_an_epoch_that_is_over_is_dropped(world, caplog):
+    world.hears_form("none")
+    for message in (task(0, epoch=3), task(9, epoch=3), task(0)):
+        world.hears(message)
+    assert world.steps == [(4, 0)]
+    assert (caplog.records, world.said) == ([], [])
