@@ -191,10 +191,15 @@ class Channel:
         """Ends a consumer; deliveries that are unacknowledged stay so."""
         await self._rpc(self._driver.basic_cancel, tag)
 
-    def ack(self, tag: int) -> None:
-        """Acknowledges a delivery; nothing on a closed channel, where the broker has taken it back already."""
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
+        """Acknowledges a delivery; nothing on a closed channel, where the broker has taken it back already.
+
+        Args:
+            tag: the delivery's.
+            multiple: and all those before it.
+        """
         if self._driver.is_open:
-            self._driver.basic_ack(tag)
+            self._driver.basic_ack(tag, multiple)
 
     def hand_back(self, tag: int) -> None:
         """Gives a delivery back to its queue; nothing on a closed channel."""

@@ -67,6 +67,10 @@ class Conveyor:
                 return self._waiting[stage].popleft()
         return None
 
+    def put_back(self, flight: Flight) -> None:
+        """A batch that `next` gave cannot go on yet after all."""
+        self._waiting[flight.stage].appendleft(flight)
+
     def _may_issue(self, stage: int) -> bool:
         behind = stage + 1
         congested = behind < self.stages and len(self._waiting[behind]) >= self._window

@@ -3,6 +3,10 @@
 AMQP has no way to read a queue but to be given its messages. So they are taken without an acknowledgement, and go back
 when their channel closes. A quorum queue puts what goes back in the order in which a channel had it, behind whatever
 went back before. So the order of the queue is kept by taking all of it, in chunks, and returning these in their order.
+
+Acknowledgements are not confirmed. RabbitMQ 3.10 keeps them back when more than 32 are under way to a quorum queue, and
+loses those when the channel closes. So an end of a chunk that is done with is acknowledged at once; and if more letters
+come back than were kept, those that were done with are looked for and acknowledged again.
 """
 
 from __future__ import annotations
@@ -24,17 +28,45 @@ __all__ = ["DeadQueue", "Held", "queue_exists"]
 
 _SILENCE_SECONDS = 5.0
 _RETURN_SECONDS = 3.0
+_MOST_ROUNDS = 10
 _LOOK_SECONDS = 0.002
 
 
 @dataclass(eq=False, slots=True)
 class _Chunk:
-    """Letters that came over one channel."""
+    """Letters that came over one channel, whose tags count from 1.
+
+    Attributes:
+        channel: theirs.
+        held: how many are not acknowledged.
+        done: tags that are not acknowledged yet.
+        until: all up to this tag are acknowledged.
+        further: acknowledged tags past it.
+        complete: all of it has come.
+    """
 
     channel: Channel
     held: int = 0
     done: list[int] = field(default_factory=list)
+    until: int = 0
+    further: set[int] = field(default_factory=set)
     complete: bool = False
+
+    def acknowledge(self) -> None:
+        """Acknowledges what is done with, in as few words as can be."""
+        done, self.done = set(self.done), []
+        self.held -= len(done)
+        last = self.until
+        while last + 1 in done or last + 1 in self.further:
+            last += 1
+        together = [tag for tag in done if tag <= last]
+        if together:
+            self.channel.ack(max(together), multiple=True)
+        for tag in sorted(done.difference(together)):
+            self.channel.ack(tag)
+            self.further.add(tag)
+        self.until = last
+        self.further = {tag for tag in self.further if tag > last}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -65,6 +97,7 @@ class DeadQueue:
         self._arrived: deque[Held] = deque()
         self._news = asyncio.Event()
         self._chunks: list[_Chunk] = []
+        self._done: set[int] = set()
         self.total = 0
         self.others = 0
 
@@ -82,11 +115,11 @@ class DeadQueue:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        chunks, self._chunks = self._chunks, []
-        for chunk in chunks:
-            self._acknowledge(chunk)
-        for chunk in chunks:
-            await self._return(chunk)
+        back = await self._return_all()
+        for _ in range(_MOST_ROUNDS):
+            if not back or kind is not None:
+                break
+            back = await self._acknowledge_again(back)
         await self._watch.close()
 
     async def __aiter__(self) -> AsyncIterator[Held]:
@@ -104,20 +137,15 @@ class DeadQueue:
                 yield letter
             await channel.cancel(tag)  # it had all that it may have: nothing is on its way to it
             chunk.complete = True
-            self._acknowledge(chunk)
+            chunk.acknowledge()
 
     def done(self, letter: Held) -> None:
         """The letter is not to go back."""
         chunk = letter.chunk
         chunk.done.append(letter.delivery.tag)
+        self._done.add(_mark(letter.delivery))
         if chunk.complete:
-            self._acknowledge(chunk)
-
-    def _acknowledge(self, chunk: _Chunk) -> None:
-        tags, chunk.done = chunk.done, []
-        for tag in tags:
-            chunk.channel.ack(tag)
-        chunk.held -= len(tags)
+            chunk.acknowledge()
 
     def _on_letter(self, chunk: _Chunk, delivery: Delivery) -> None:
         chunk.held += 1
@@ -137,18 +165,57 @@ class DeadQueue:
                 raise channel.closed.result()
         return self._arrived.popleft() if self._arrived else None
 
-    async def _return(self, chunk: _Chunk) -> None:
-        """Closes its channel, and waits until its letters can be seen again: the next chunk's must come behind them."""
-        if not chunk.channel.is_open:
-            return
+    async def _return_all(self) -> int:
+        """Gives the letters back that are not done with, chunk by chunk: the next one's must come behind them.
+
+        Returns:
+            How many more are back than were held.
+        """
+        chunks, self._chunks = self._chunks, []
+        self._arrived.clear()
+        for chunk in chunks:
+            chunk.acknowledge()
+        if not chunks or not self._watch.is_open:
+            return 0
+        before = (await self._watch.depth(DEAD)).messages
+        kept = [chunk for chunk in chunks if chunk.held]
+        for chunk in chunks:
+            if not chunk.held:
+                await chunk.channel.close()
+        await self._until_fewer(len(kept))
+        for number, chunk in enumerate(kept, start=1):
+            await chunk.channel.close()
+            await self._until_fewer(len(kept) - number)
+        after = (await self._watch.depth(DEAD)).messages
+        return max(0, after - before - sum(chunk.held for chunk in kept))
+
+    async def _until_fewer(self, ours: int) -> None:
+        """Waits until no more than so many consumers hold letters for us, and what the others had is back."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _RETURN_SECONDS
-        before = (await self._watch.depth(DEAD)).messages if chunk.held else 0
-        await chunk.channel.close()
-        while chunk.held and loop.time() < until:
-            if (await self._watch.depth(DEAD)).messages >= before + chunk.held:
+        while True:
+            depth = await self._watch.depth(DEAD)
+            if depth.consumers <= self.others + ours or loop.time() > until:
                 return
             await asyncio.sleep(_LOOK_SECONDS)  # the broker tells nobody
+
+    async def _acknowledge_again(self, most: int) -> int:
+        """Acknowledges letters once more that were done with and are back; gives how many are back again."""
+        self.total = (await self._watch.depth(DEAD)).messages
+        marks, found = self._done, 0
+        async for letter in self:
+            if found < most and _mark(letter.delivery) in marks:
+                found += 1
+                self.done(letter)
+        back = await self._return_all()
+        return back if found else 0
+
+
+def _mark(delivery: Delivery) -> int:
+    """What a letter can be told by."""
+    headers, properties = delivery.headers, delivery.properties
+    said = (properties.message_id, headers.get("rankmq-dead-at"), delivery.routing_key, len(delivery.body))
+    return hash(said if isinstance(said[1], int) else said[::2])
 
 
 async def queue_exists(connection: Connection, name: str) -> bool:

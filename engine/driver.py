@@ -23,6 +23,7 @@ from ..schemas.errors import (
     from_wire,
 )
 from ..schemas.messages import (
+    Column,
     GraphInfo,
     GraphPlan,
     GroupId,
@@ -40,6 +41,9 @@ from .life import Life
 from .losses import losses_of, session_lost, ticket_of
 from .pace import Pace
 from .plan import SubgraphPlan
+from .plane import PlaneWriter
+from .ring import Span
+from .scatter import Scattered
 from .servable import Servable
 from .slots import Session, Slots
 from .stages import stage_ranks
@@ -105,6 +109,8 @@ class GroupDriver:
         self._pace = Pace(step_timeout)
         self._batcher = Batcher(self._max_rows)
         self._conveyor: Conveyor | None = None
+        self._plane: PlaneWriter | None = None
+        self._spans: dict[Flight, Span] = {}
         self._held: Batch | None = None
         self._alone = False
         self._overdue: Batch | None = None
@@ -223,9 +229,11 @@ class GroupDriver:
         """Issues as many steps as the lockstep window allows."""
         while (conveyor := self._conveyor) is not None and self.group.state is GroupState.READY:
             flight = conveyor.next()
-            if flight is not None:
-                self._issue(conveyor, flight)
-            elif not self._take(conveyor):
+            if flight is None:
+                if not self._take(conveyor):
+                    return
+            elif not self._issue(conveyor, flight):
+                conveyor.put_back(flight)
                 return
 
     def _take(self, conveyor: Conveyor) -> bool:
@@ -241,26 +249,46 @@ class GroupDriver:
             self._held = batch  # rows under which an epoch was lost: if it happens again, it was them
             return False
         self._alone = alone
-        if len(batch) > 1 and least_bytes(self.plans[batch.subgraph][0], batch.rows) > self._max_message:
+        if len(batch) > 1 and least_bytes(self.plans[batch.subgraph][0], batch.rows) > self._most_bytes():
             self._batcher.split(batch)  # without putting together first what is too large anyway
-        else:
-            self._issue(conveyor, Flight(batch, 0, batch.rows))
+        elif not self._issue(conveyor, Flight(batch, 0, batch.rows)):
+            self._held = batch
+            return False
         return True
 
-    def _issue(self, conveyor: Conveyor, flight: Flight) -> None:
+    def _most_bytes(self) -> int:
+        """How many bytes of inputs a step may have for one rank."""
+        return self._max_message if self._plane is None else max(self._max_message, self._plane.size)
+
+    def _issue(self, conveyor: Conveyor, flight: Flight) -> bool:
+        """Sends a step; False while the memory for what it brings is taken by steps that are under way."""
         if all(call.cancelled for call, _ in flight.batch.owners):
-            return  # given up between two stages
+            return True  # given up between two stages
         batch, plan = flight.batch, self.plans[flight.batch.subgraph][flight.stage]
         scattered = plan.scatter(flight.rows)
-        largest = largest_bytes(scattered)
+        placed = self._place(scattered)
+        if placed is None and self._plane is not None and self._plane.used and self._plane.needs(_parts_of(scattered)):
+            return False
+        largest = largest_bytes(placed[0] if placed is not None else scattered)
         if largest + _TASK_OVERHEAD > self._max_message:
             self._part(batch, LimitExceeded(f"a row of {largest} bytes: the broker takes {self._max_message}"))
-            return
+            return True
         step = conveyor.issue(flight, self._clock())
+        if placed is not None:
+            scattered, self._spans[flight] = placed
         self.steps += 1
         tag = RANK_ALL if conveyor.stages == 1 else stage_tag(flight.stage)
         for to, task in tasks_of(flight, plan, scattered, group=self.id, epoch=conveyor.epoch, step=step, tag=tag):
             self._ports.send_task(batch.subgraph, to, task)
+        return True
+
+    def _place(self, scattered: Scattered) -> tuple[Scattered, Span] | None:
+        """Puts what a step brings into the memory that is shared with the ranks, where there is any, and room in it."""
+        found = self._plane.put(_parts_of(scattered)) if self._plane is not None else None
+        if found is None:
+            return None
+        (replicated, *sharded), span = found
+        return Scattered(replicated, tuple(sharded)), span
 
     def replied(self, reply: RankReply) -> None:
         """A rank has run a step."""
@@ -276,6 +304,10 @@ class GroupDriver:
             if reply.epoch == conveyor.epoch:
                 self._do(self.group.stuck([reply.rank], f"out of step: {error.message}", now))
             return
+        if finished is not None and self._plane is not None:
+            span = self._spans.pop(finished.item, None)
+            if span is not None:
+                self._plane.give_back(span)
         self.group.progressed(reply.rank, reply.step, now)
         if reply.error is not None and reply.error.code == CollectiveFailed.code:
             self._collective_failed(reply, finished, f"rank {reply.rank}: {reply.error.message}", now)
@@ -371,6 +403,7 @@ class GroupDriver:
         log.info("%s is ready: epoch %d, %d ranks", self.id, epoch, self.group.rules.size, extra={"epoch": epoch})
         rules = self.group.rules
         self._conveyor = Conveyor(epoch, rules.size, rules.stages, rules.window)
+        self._plane = self._ports.plane()
         self._began_once = True
         self.slots.began(epoch)
         early, self._early = self._early, []
@@ -381,6 +414,8 @@ class GroupDriver:
 
     def _ended(self, epoch: int, reason: str) -> None:
         conveyor, self._conveyor = self._conveyor, None
+        self._plane = None
+        self._spans.clear()
         voided = conveyor.void() if conveyor is not None else []
         what = (self.id, epoch, len(voided), sum(map(len, voided)), reason)
         log.warning("%s: epoch %d ended, %d steps are void (%d rows): %s", *what, extra={"epoch": epoch})
@@ -459,6 +494,10 @@ def _arguments(plan: SubgraphPlan, row: tuple[Any, ...], session: Session | None
         if place is not None:
             arrays.insert(place, np.asarray(session.slot, numpy_dtype(plan.inputs[place].spec.dtype)))
     return arrays
+
+
+def _parts_of(scattered: Scattered) -> tuple[tuple[Column, ...], ...]:
+    return scattered.replicated, *scattered.sharded
 
 
 def _settle(call: PendingCall, index: int, result: RowResult) -> None:

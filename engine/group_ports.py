@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..schemas.errors import OperatorError
 from ..schemas.messages import Drain, Form, Refused, Restart, Task, Welcome
+from .plane import PlaneWriter
 
 if TYPE_CHECKING:
     from .driver import GroupDriver
@@ -21,6 +22,9 @@ class GroupPorts(Protocol):
 
     def send_control(self, tag: str, message: Welcome | Refused | Form | Drain | Restart) -> None:
         """Publishes a control message to the ranks that the tag reaches."""
+
+    def plane(self) -> PlaneWriter | None:
+        """The memory that is shared with all ranks of the epoch that begins; None where there is none."""
 
     def group_ready(self, driver: GroupDriver) -> None:
         """The group serves."""

@@ -37,7 +37,9 @@ from .connection import Channel, Connection, Properties
 from .delivery import Delivery
 from .driver import GroupDriver, GroupPorts
 from .group import GroupRules
+from .group_plane import GroupPlane
 from .lease import Lease
+from .plane import PlaneWriter
 from .servable import Servable
 
 __all__ = ["GroupLink", "LinkOwner"]
@@ -71,6 +73,7 @@ class GroupLink(GroupPorts):
         max_attempts: how many epochs may be lost under a call.
         max_message: largest message that the broker takes, in bytes.
         step_timeout: seconds after which an unanswered step is overdue.
+        plane_bytes: how much memory to share with ranks of this host.
     """
 
     def __init__(
@@ -83,7 +86,9 @@ class GroupLink(GroupPorts):
         max_attempts: int,
         max_message: int,
         step_timeout: float,
+        plane_bytes: int,
     ) -> None:
+        self._plane = GroupPlane(rules.size, plane_bytes)
         self._channel: Channel | None = None
         self._lease: Lease | None = None
         self._owner = owner
@@ -145,6 +150,10 @@ class GroupLink(GroupPorts):
         if self._lease is not None:
             self._lease.release()
 
+    def close(self) -> None:
+        """Lets go of the memory that is shared with the ranks."""
+        self._plane.close()
+
     def tick(self) -> None:
         """Time passed."""
         if self._channel is not None:
@@ -172,7 +181,7 @@ class GroupLink(GroupPorts):
             return
         match message:
             case RankReply():
-                driver.replied(message)
+                self._replied(message)
             case Heartbeat():
                 driver.handle(lambda group, now: group.heartbeat(message, now))
             case Register():
@@ -181,6 +190,7 @@ class GroupLink(GroupPorts):
                 )
                 driver.handle(lambda group, now: group.registered(message, now))
             case Ready():
+                self._plane.accept(message)
                 driver.handle(lambda group, now: group.ready(message, now))
             case LoadFailed():
                 driver.handle(lambda group, now: group.load_failed(message, now))
@@ -189,7 +199,19 @@ class GroupLink(GroupPorts):
             case RankExited():
                 driver.handle(lambda group, now: group.exited(message, now))
 
+    def _replied(self, reply: RankReply) -> None:
+        try:
+            reply = self._plane.read(reply)
+        except RankmqError as error:
+            log.warning("refused: %s", error.message)  # the step will be overdue
+            return
+        self.driver.replied(reply)
+
     # ------------------------------------------------------------------------------------------ what the driver wants
+
+    def plane(self) -> PlaneWriter | None:
+        """The memory that is shared with all ranks of the epoch that begins."""
+        return self._plane.writer()
 
     def send_task(self, subgraph: int, tag: str, task: Task) -> None:
         """Publishes a task to the subgraph's exchange; a rank whose queue is gone is lost."""
@@ -203,6 +225,8 @@ class GroupLink(GroupPorts):
 
     def send_control(self, tag: str, message: Welcome | Refused | Form | Drain | Restart) -> None:
         """Publishes a control message to the ranks that the tag reaches."""
+        if isinstance(message, Form):
+            message = self._plane.offer(message)
         if isinstance(message, Refused):
             who = (
                 "all agents" if message.agent == "*" else f"agent {message.agent}, which asks for rank {message.rank},"

@@ -159,6 +159,7 @@ class Session(FrontOwner):
             max_attempts=settings.max_attempts,
             max_message=max_message,
             step_timeout=settings.step_timeout,
+            plane_bytes=settings.plane_bytes,
         )
 
     async def _listen_for_questions(self) -> None:
@@ -349,6 +350,7 @@ class Session(FrontOwner):
         ended = ConnectionLost("the orchestrator's connection to the broker ended")
         for link in self._links.values():
             link.driver.fail_all(ended)
+            link.close()
         if hasattr(self, "_front"):
             self._front.close()
             self.service.close(ended)

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
         256 * 1024 * 1024, ge=1_000_000, description="how many bytes of answers are remembered with them"
     )
     lockstep_window: int = Field(4, ge=1, le=1024, description="steps sent ahead of the slowest rank")
+    plane_bytes: int = Field(
+        64 * 1024 * 1024, ge=0, le=1 << 34, description="memory shared with the ranks of this host; 0 for none"
+    )
     max_attempts: int = Field(3, ge=1, le=20, description="how often a request is tried when a group is lost under it")
     wait_agents_time_in_seconds: float = Field(0.0, ge=0, description="wait so long for all ranks; 0 waits for ever")
     step_timeout: float = Field(

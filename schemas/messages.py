@@ -38,6 +38,7 @@ __all__ = [
     "Leave",
     "LoadFailed",
     "Message",
+    "Placed",
     "QueueStatus",
     "RankExited",
     "RankReply",
@@ -92,11 +93,34 @@ class GraphInfo(Part, frozen=True, kw_only=True):
 # --------------------------------------------------------------------------------------------------------- the work
 
 
+class Placed(Part, frozen=True, kw_only=True):
+    """A tensor whose bytes are in memory that the sender shares with whoever reads this.
+
+    Attributes:
+        dtype: as in `Tensor`.
+        shape: as in `Tensor`.
+        offset: where its bytes begin.
+        length: how many there are.
+    """
+
+    dtype: str
+    shape: tuple[Count, ...]
+    offset: Count
+    length: Count
+
+
 class Column(Part, frozen=True, kw_only=True):
-    """One input or output of a step: one tensor of stacked rows, or one tensor for each row."""
+    """One input or output of a step: one tensor of stacked rows, or one tensor for each row.
+
+    Attributes:
+        index: which input or output.
+        tensors: those that go with the message.
+        placed: those in shared memory; a column has one or the other.
+    """
 
     index: Count
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...] = ()
+    placed: tuple[Placed, ...] = ()
 
 
 class Call(Part, tag_field="op", tag="call", frozen=True, kw_only=True):
@@ -191,13 +215,18 @@ class Register(Message, tag="register", frozen=True, kw_only=True):
 
 
 class Ready(Message, tag="ready", frozen=True, kw_only=True):
-    """The rank has loaded and warmed up its graphs for this epoch."""
+    """The rank has loaded and warmed up its graphs for this epoch.
+
+    Attributes:
+        plane: the name of the memory that it shares for its results; "" where it could not open the orchestrator's.
+    """
 
     group: GroupId
     epoch: Count
     rank: Count
     agent: Identifier
     graphs: tuple[GraphInfo, ...]
+    plane: str = ""
 
 
 class LoadFailed(Message, tag="load_failed", frozen=True, kw_only=True):
@@ -340,6 +369,8 @@ class Form(Message, tag="form", frozen=True, kw_only=True):
         shared_parameters: patterns of the names of parameters that are one and the same in all graphs of a rank.
         window: how many steps may be sent ahead of the slowest rank.
         heartbeat_seconds: how often to send a `Heartbeat`.
+        plane: the name of the memory that the orchestrator shares with ranks of its own host; "" for none.
+        plane_bytes: how much a rank is to share for its results.
     """
 
     group: GroupId
@@ -357,6 +388,8 @@ class Form(Message, tag="form", frozen=True, kw_only=True):
     shared_parameters: tuple[str, ...] = ()
     window: Annotated[int, Meta(ge=1)] = 4
     heartbeat_seconds: float = 2.0
+    plane: str = ""
+    plane_bytes: Count = 0
 
 
 class Drain(Message, tag="drain", frozen=True, kw_only=True):

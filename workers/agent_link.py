@@ -35,6 +35,7 @@ from ..schemas.messages import (
     Welcome,
 )
 from .lockstep import LockstepGuard, Step
+from .rank_plane import RankPlane
 
 if TYPE_CHECKING:
     from .agent import AgentConfig, Alive
@@ -102,6 +103,7 @@ class AgentLink:
         self._connection: Connection | None = None
         self._channel: Channel | None = None
         self._guard: LockstepGuard | None = None
+        self._plane: RankPlane | None = None
         self._epoch = 0
         self._serving = False
         self._bound = False
@@ -126,6 +128,8 @@ class AgentLink:
             log.exception("a defect on the I/O thread")
             self._work.end(ConnectionLost(f"the I/O thread ended: {error}"))
         finally:
+            if self._plane is not None:
+                self._plane.close()
             self._loop.close()
 
     def close(self) -> None:
@@ -149,7 +153,10 @@ class AgentLink:
         self._on_loop(lambda: self._say(topology.CONTROL, message))
 
     def reply(self, message: RankReply) -> None:
-        """Sends what a step gave."""
+        """Sends what a step gave; called by the thread that computes."""
+        plane = self._plane
+        if plane is not None:
+            message = plane.placed(message)
         body = codec.encode(message)
         if len(body) + _OVERHEAD > self._max_message:
             error = LimitExceeded(f"outputs of {len(body)} bytes: the broker takes {self._max_message}")
@@ -278,7 +285,7 @@ class AgentLink:
             log.debug("dropped step %d of epoch %d", task.step, task.epoch, extra={"epoch": task.epoch})
             return
         try:
-            step = guard.accept(task)
+            step = guard.accept(self._plane.filled(task) if self._plane is not None else task)
         except LockstepError as error:
             log.error("%s", error.message, extra={"epoch": task.epoch})
             self._guard = None
@@ -303,12 +310,19 @@ class AgentLink:
                 self._serving = False
                 self._work.alive(serving=False)
                 self._guard = LockstepGuard(config.group, config.rank, message.epoch)
+                self._open_plane(message)
                 self._work.form(message)
             case Drain() if self._leaving and message.agent == config.agent:
                 self._work.end()
             case Restart() if message.agent == config.agent:
                 log.warning("starting anew: %s", message.reason)
                 self._work.restart()
+
+    def _open_plane(self, form: Form) -> None:
+        before, self._plane = self._plane, None
+        if before is not None:
+            before.close()
+        self._plane = RankPlane(form)
 
     def _join_stage(self, form: Form) -> None:
         """Adds the tag of the rank's stage to its queue. `Ready` goes over the same channel, so steps come after it."""
@@ -340,6 +354,8 @@ class AgentLink:
                 await self._binding  # steps may come as soon as this is said
             self._serving = message.epoch == self._epoch
             self._work.alive(serving=self._serving)
+            if self._plane is not None and self._plane.epoch == message.epoch:
+                message = structs.replace(message, plane=self._plane.name)
             self._say(topology.CONTROL, message)
         except RankmqError as error:  # the rank registers again over the next connection
             log.warning("could not get ready: %s", error.message)

@@ -19,8 +19,9 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """The process, from its first line to its exit code."""
-    _end_with_parent()
     what, *arguments = sys.argv[1:]
+    # A producer would wait for its answers if it were only told to stop, and has nothing to put in order.
+    _end_with_parent(signal.SIGTERM if what == "rankmq" else signal.SIGKILL)
     if what == "rankmq":
         sys.argv[1:] = arguments
         from ..main import main as rankmq
@@ -52,10 +53,10 @@ def _produce(what: str, order: str) -> None:
         ClientProducer(ordered, settings.address().url()).run()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(number: signal.Signals) -> None:
     if sys.platform == "linux":
         parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
         if os.getppid() != parent:
             sys.exit(1)
 

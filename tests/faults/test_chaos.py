@@ -13,7 +13,7 @@ from tests.faults.chaos import chaos
 
 SLOW = {"freeze-orchestrator-standby"}  # the broker misses heartbeats for twenty seconds
 BROKER = {"restart-broker", "kill-broker"}
-OTHERS = FAULTS.keys() - SLOW - BROKER - {"kill-group"}
+OTHERS = [name for name in FAULTS if name not in SLOW | BROKER | {"kill-group"}]
 
 
 def test_each_fault_once(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_each_fault_once(tmp_path: Path) -> None:
 
     ran.check(500)
     done = [fault["fault"] for fault in ran.faults()]
-    assert set(done) == OTHERS
+    assert list(dict.fromkeys(done)) == OTHERS
     assert [fault["ranks"] for fault in ran.faults("kill-rank")] == [[0], [1], [2]]
     for fault in ran.faults():
         assert fault["serving"] is not None, fault

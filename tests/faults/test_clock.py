@@ -20,7 +20,7 @@ _real, _minutes = time.time, itertools.cycle((0, 9, -20, 50, -50, 1))
 time.time = lambda: _real() + 60 * next(_minutes)
 time.time_ns = lambda: int(time.time() * 1e9)
 """
-"""What every process of the engine runs before anything else: each look at the clock shows another time, up to an hour off."""
+"""What every process of the engine runs first: each look at the clock shows another time, up to an hour off."""
 
 
 @pytest.fixture

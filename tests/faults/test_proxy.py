@@ -24,6 +24,8 @@ def connect(proxy: Proxy, server: socket.socket) -> tuple[socket.socket, socket.
     near = socket.create_connection(("127.0.0.1", proxy.port), 5)
     far, _ = server.accept()
     far.settimeout(5)
+    near.sendall(b"?")
+    assert read(far, 1) == b"?"  # only now the proxy is known to pass on
     return near, far
 
 

@@ -21,6 +21,7 @@ from rankmq.workers.collectives import SharedGroup, segment_name
 
 BACKEND = "rankmq.workers.mindspore_executor"  # as the executor's tests: there is one fork server
 SECONDS = 60.0
+SHM = Path("/dev/shm")
 
 
 class Failed(Exception):
@@ -30,6 +31,11 @@ class Failed(Exception):
 def new_name(epoch: int = 0) -> str:
     """A name for a group; those of other tests that run on this machine begin otherwise."""
     return segment_name(f"test-{os.getpid()}", epoch)
+
+
+def left_behind() -> list[str]:
+    """The names of such groups that are still in /dev/shm."""
+    return [path.name for path in SHM.glob(new_name().rpartition("-0-")[0] + "-*")]
 
 
 class Rank:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from rankmq.schemas.errors import RankmqError
 from rankmq.schemas.messages import GraphInfo, GraphPlan
 
 BACKEND = "rankmq.workers.mindspore_executor"
+EXPORT = Path(__file__).parents[2] / "examples" / "matmul" / "export_model.py"
 
 
 @dataclass(frozen=True)
@@ -136,3 +138,19 @@ def run_group(jobs: Sequence[Job], *, seconds: float = 90.0) -> list[Outcome]:
             process.join(10 if pipe is not None else 0)
             process.kill()
             process.join(10)
+
+
+# ------------------------------------------------------------------------------------------------------ their graphs
+
+
+def export_example(folder, *options):
+    run = subprocess.run(
+        [sys.executable, str(EXPORT), "--output", str(folder), *options], capture_output=True, text=True, timeout=110
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    return folder / "model"
+
+
+def files_of(model, rank):
+    return tuple(model / f"device{rank}" / f"matmul_{subgraph}.mindir" for subgraph in (0, 1))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rankmq.engine import topology
 from rankmq.engine.address import BrokerAddress
+from rankmq.engine.channel import Channel
 from rankmq.engine.connection import Connection, Properties
 from rankmq.engine.dead_letters import Wanted
 from rankmq.engine.dead_queue import DeadQueue, queue_exists
@@ -66,6 +67,28 @@ async def test_what_is_done_with_goes_and_the_others_stay_in_their_order(address
                         queue.done(held)
             left = [name for name in left if name not in gone]
             assert await ids(it) == left
+
+
+@run
+async def test_acknowledgements_that_are_lost_with_their_channel_are_said_again(address, monkeypatch):
+    """RabbitMQ 3.10 passes so many on to a quorum queue at once; others it forgets with the channel."""
+    said: list[int] = []
+    ack = Channel.ack
+
+    def forgetful(channel: Channel, tag: int, **given: bool) -> None:
+        said.append(tag)
+        if len(said) % 3:
+            ack(channel, tag, **given)
+
+    monkeypatch.setattr(Channel, "ack", forgetful)
+    async with site(address) as it:
+        buried = await it.bury(400)
+        async with DeadQueue(it.connection) as queue:
+            async for held in queue:
+                if int(held.delivery.properties.message_id) % 2:
+                    queue.done(held)
+        assert sorted(await ids(it)) == buried[::2]
+        assert len(said) > 250
 
 
 @run

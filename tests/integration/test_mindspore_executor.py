@@ -1,4 +1,4 @@
-"""Real graphs in MindSpore: read, run, and run by several ranks that talk to each other."""
+"""Real graphs in MindSpore: read and run."""
 
 import hashlib
 import os
@@ -16,32 +16,18 @@ from rankmq.engine.loader import load_servable
 from rankmq.schemas.errors import AlreadyRunning, GraphFailed, GroupError, ModelError
 from rankmq.schemas.messages import GraphPlan, TensorSpec
 from rankmq.schemas.tensors import BFLOAT16, bfloat16_to_float32, float32_to_bfloat16
-from rankmq.workers.rendezvous import await_server, check_free, free_port
+from rankmq.workers.rendezvous import await_server, check_free
 
-from .executor_ranks import Job, run_group
+from .executor_ranks import EXPORT, export_example, files_of
 
 pytest.importorskip("mindspore")
 pytestmark = pytest.mark.mindspore
 
 ROOT = Path(__file__).parents[2]
-EXPORT = ROOT / "examples" / "matmul" / "export_model.py"
 
 
 def spec(name, *shape, dtype="float32"):
     return TensorSpec(name=name, dtype=dtype, shape=shape)
-
-
-def export_example(folder, *options):
-    run = subprocess.run(
-        [sys.executable, str(EXPORT), "--output", str(folder), *options], capture_output=True, text=True, timeout=110
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
-    return folder / "model"
-
-
-def files_of(model, rank):
-    return tuple(model / f"device{rank}" / f"matmul_{subgraph}.mindir" for subgraph in (0, 1))
 
 
 @pytest.fixture(scope="session")
@@ -51,14 +37,6 @@ def graphs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graphs")
     mindir_cells.export_all(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def example(tmp_path_factory):
-    """The example's files for two ranks, random weights, and the weights."""
-    model = export_example(tmp_path_factory.mktemp("example"), "--rank-size", "2", "--random", "7")
-    weights = np.load(model / "weights.npz")
-    return model, [weights["matmul_0"], weights["matmul_1"]]
 
 
 @pytest.fixture
@@ -373,63 +351,6 @@ def test_exporting_again_overwrites(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- in a group
-
-
-def jobs_of(model, size, calls, **options):
-    address = f"127.0.0.1:{free_port()}"
-    return [Job(rank, size, files_of(model, rank), tuple(calls), address, **options) for rank in range(size)]
-
-
-@pytest.mark.parametrize("scheduler", [False, True])
-def test_ranks_that_talk_to_each_other_agree_with_numpy(example, scheduler):
-    model, weights = example
-    x = np.random.default_rng(2).normal(size=(128, 96)).astype(np.float32)
-    calls = [(subgraph, (factor * x,)) for factor in (1, 2, 3) for subgraph in (0, 1)]
-    outcomes = run_group(jobs_of(model, 2, calls, scheduler=scheduler))
-    for outcome in outcomes:
-        assert outcome.error is None
-        assert [info.collectives for info in outcome.graphs] == [True, True]
-        for (subgraph, (given,)), (y,) in zip(calls, outcome.outputs, strict=True):
-            np.testing.assert_allclose(y, -(given @ weights[subgraph]), rtol=1e-4, atol=1e-3)
-
-
-def test_any_number_of_rows_in_graphs_with_collectives(example):
-    model, weights = example
-    random = np.random.default_rng(3)
-    calls = [
-        (subgraph, (random.normal(size=(rows, 96)).astype(np.float32),)) for rows in (1, 130, 7) for subgraph in (0, 1)
-    ]
-    for outcome in run_group(jobs_of(model, 2, calls, stacked=True)):
-        assert outcome.error is None
-        for (subgraph, (given,)), (y,) in zip(calls, outcome.outputs, strict=True):
-            np.testing.assert_allclose(y, -(given @ weights[subgraph]), rtol=1e-4, atol=1e-3)
-
-
-def test_eight_ranks_give_the_originals_numbers(tmp_path):
-    model = export_example(tmp_path)
-    ones = np.ones((128, 96), np.float32)
-    outcomes = run_group(jobs_of(model, 8, [(0, (ones + ones,)), (1, (ones,))]))
-    assert len(outcomes) == 8
-    for outcome in outcomes:
-        assert outcome.error is None
-        (x,), (z,) = outcome.outputs
-        np.testing.assert_array_equal(x, np.full((128, 16), -96, np.float32))
-        np.testing.assert_array_equal(z, np.full((128, 16), -144, np.float32))
-        assert outcome.longest_pause < 2.5  # heartbeats go on while the group is made
-
-
-def test_a_rank_that_does_not_come_is_named_in_time(example):
-    model, _ = example
-    jobs = [Job(rank, 3, files_of(model, 0), (), "", timeout=3) for rank in (0, 1)]
-    address = f"127.0.0.1:{free_port()}"
-    began = time.monotonic()
-    outcomes = run_group([Job(**{**vars(job), "address": address}) for job in jobs])
-    for outcome in outcomes:
-        code, message = outcome.error
-        assert code == GroupError.code
-        assert "rank 2 did not join" in message
-        assert outcome.longest_pause < 1.5
-    assert time.monotonic() - began < 30
 
 
 def test_graphs_that_talk_do_not_run_alone(executor, example):

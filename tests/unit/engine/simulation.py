@@ -210,6 +210,9 @@ class World:
         if not reached and isinstance(message, Task):
             self.returned.append(tag)
 
+    def plane(self) -> None:
+        return None
+
     def group_ready(self, driver: GroupDriver) -> None:
         self.readied += 1
 

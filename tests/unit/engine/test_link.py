@@ -13,7 +13,7 @@ from rankmq.engine.delivery import Delivery
 from rankmq.engine.group import GroupRules
 from rankmq.engine.link import GroupLink
 from rankmq.schemas import codec
-from rankmq.schemas.messages import Message, RankReply, Refused, Restart, StatusQuery
+from rankmq.schemas.messages import Form, Message, RankReply, Refused, Restart, StatusQuery
 
 from tests.unit.engine.graphs_in_memory import infos, servable
 from tests.unit.engine.group_life import FOREIGN, GROUP, exited, graph, heartbeat, ready, register
@@ -40,7 +40,7 @@ def after(does: Callable[[GroupLink, Callable[[Message | bytes], None], Owner], 
         owner = Owner()
         rules = GroupRules(size=3, window=4)
         link = GroupLink(
-            servable(3, stacked=True), GROUP, rules, owner, max_attempts=3, max_message=1 << 20, step_timeout=60.0
+            servable(3, stacked=True), GROUP, rules, owner, max_attempts=3, max_message=1 << 20, step_timeout=60.0, plane_bytes=0
         )
         link._channel = owner  # type: ignore[assignment]
 
@@ -145,6 +145,18 @@ def test_an_agent_that_cannot_be_had_is_refused_with_one_line(
         (line,) = [it.message for it in caplog.records if it.message.startswith("refused")]
         assert says in line
         assert [it.agent for it in owner.said if isinstance(it, Refused)] == [messages[-1].agent]
+
+    after(does)
+
+
+def test_an_agent_that_registers_twice_ends_the_epoch_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    def does(link: GroupLink, hears: Callable[[Message | bytes], None], owner: Owner) -> None:
+        caplog.clear()
+        hears(register(1, graphs=infos(3, stacked=True)))
+        (line,) = [it.message for it in caplog.records if it.levelname == "WARNING"]
+        assert "matmul.v1.g0: epoch 1 ended" in line
+        assert line.endswith("rank 1 registered anew")
+        assert {it.epoch for it in owner.said if isinstance(it, Form)} == {2}
 
     after(does)
 
