@@ -18,6 +18,7 @@ from typing import Any
 import pika
 import pika.exceptions
 import pika.frame
+import pika.spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils import connection_workflow
 
@@ -35,6 +36,7 @@ from . import retry
 from .address import BrokerAddress
 from .amqp_headers import mended
 from .channel import Channel, QueueDepth
+from .refusal import refusal
 
 __all__ = ["Channel", "Connection", "Properties", "QueueDepth", "map_error"]
 
@@ -50,11 +52,12 @@ _CERTIFICATE_REFUSED = re.compile(
 Properties = pika.BasicProperties
 
 
-def map_error(error: BaseException) -> RankmqError:
+def map_error(error: BaseException, method: tuple[int, int] | None = None) -> RankmqError:
     """Our error for one of the driver's.
 
     Args:
         error: anything that pika, its connection workflow, `ssl` or the socket layer raises or reports.
+        method: class and number of the AMQP method that the broker refused, where that is known.
     """
     if isinstance(error, RankmqError):
         return error
@@ -81,7 +84,7 @@ def map_error(error: BaseException) -> RankmqError:
         case pika.exceptions.ProbableAccessDeniedError():
             return BrokerRefused("the broker refuses this virtual host to this user: check the broker URL")
         case pika.exceptions.ConnectionClosedByBroker() if error.reply_code in (403, 530):
-            return BrokerRefused(_access(error.reply_text))
+            return BrokerRefused(refusal(error.reply_text))
         case pika.exceptions.ConnectionClosedByBroker():
             return BrokerUnavailable(f"the broker closed the connection: {error.reply_code} {error.reply_text}")
         case pika.exceptions.ConnectionClosedByClient() | pika.exceptions.ChannelClosedByClient():
@@ -89,7 +92,7 @@ def map_error(error: BaseException) -> RankmqError:
         case pika.exceptions.ConnectionWrongStateError() | pika.exceptions.ChannelWrongStateError():
             return ConnectionLost("the connection to the broker is closed")
         case pika.exceptions.ChannelClosedByBroker():
-            return _channel_error(error.reply_code, error.reply_text)
+            return _channel_error(error.reply_code, error.reply_text, method)
         case pika.exceptions.BodyTooLongError() | pika.exceptions.ShortStringTooLong():
             return LimitExceeded(f"more than AMQP can carry: {type(error).__name__}")
         case pika.exceptions.UnsupportedAMQPFieldException():
@@ -118,12 +121,12 @@ def map_error(error: BaseException) -> RankmqError:
             return InternalError(f"{type(error).__name__}: {text}")
 
 
-def _channel_error(code: int, text: str) -> RankmqError:
+def _channel_error(code: int, text: str, method: tuple[int, int] | None) -> RankmqError:
     match code:
         case 403 if "exclusive" in text:
             return AlreadyRunning(f"somebody else holds it: {text}")
         case 403:
-            return BrokerRefused(_access(text))
+            return BrokerRefused(refusal(text, method))
         case 404:
             return BrokerUnavailable(f"not on this broker: {text} (has an orchestrator ever been started there?)")
         case 405:
@@ -138,23 +141,30 @@ def _channel_error(code: int, text: str) -> RankmqError:
             return ConnectionLost(f"the broker closed the channel: {code} {text}")
 
 
-def _access(text: str) -> str:
-    return f"the broker refuses a permission: {text}"
-
-
 class _Driver(AsyncioConnection):  # type: ignore[misc]
-    """pika's connection, which lives on when a message has headers that pika cannot read."""
+    """pika's connection, which lives on when a message has headers that pika cannot read.
+
+    Attributes:
+        refused: by channel the class and number of the method over which the broker closed it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.refused: dict[int, tuple[int, int]] = {}
+        super().__init__(*args, **kwargs)
 
     def _read_frame(self) -> tuple[int, Any]:
         try:
             read: tuple[int, Any] = super()._read_frame()
-            return read
         except (ValueError, OverflowError, OSError, RecursionError, pika.exceptions.AMQPError):
             frame = mended(self._frame_buffer)
             if frame is None:
                 raise
             _, found = pika.frame.decode_frame(frame)
             return 8 + int.from_bytes(self._frame_buffer[3:7]), found
+        found = read[1]
+        if type(found) is pika.frame.Method and type(found.method) is pika.spec.Channel.Close:
+            self.refused[found.channel_number] = (found.method.class_id, found.method.method_id)
+        return read
 
 
 class Connection:
@@ -166,7 +176,7 @@ class Connection:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._driver: AsyncioConnection | None = None
+        self._driver: _Driver | None = None
         self._channels: set[Channel] = set()
         self._reason: RankmqError | None = None
         self.closed: asyncio.Future[RankmqError] = loop.create_future()
@@ -304,13 +314,14 @@ class Connection:
             driver = self._driver.channel(on_open_callback=lambda it: None if opened.done() else opened.set_result(it))
         channel = Channel(self, driver)
         self._channels.add(channel)
-        driver.add_on_close_callback(lambda _, error: self._on_channel_close(channel, error, vital=vital))
+        driver.add_on_close_callback(lambda it, error: self._on_channel_close(channel, it, error, vital=vital))
         await channel.open(opened, confirm=confirm, prefetch=prefetch)
         return channel
 
-    def _on_channel_close(self, channel: Channel, error: BaseException, *, vital: bool) -> None:
+    def _on_channel_close(self, channel: Channel, closed: Any, error: BaseException, *, vital: bool) -> None:
         by_broker = isinstance(error, pika.exceptions.ChannelClosedByBroker)
-        reason = map_error(error) if by_broker else _gone(map_error(error))
+        method = None if self._driver is None else self._driver.refused.pop(closed.channel_number, None)
+        reason = map_error(error, method) if by_broker else _gone(map_error(error))
         self._channels.discard(channel)
         channel.ended(reason)
         if vital and by_broker and self._driver is not None:

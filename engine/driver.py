@@ -9,8 +9,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ..schemas.errors import (
     AttemptsExhausted,
     CollectiveFailed,
@@ -23,33 +21,30 @@ from ..schemas.errors import (
     from_wire,
 )
 from ..schemas.messages import (
-    Column,
     GraphInfo,
     GraphPlan,
     GroupId,
     GroupStatus,
     RankReply,
 )
-from ..schemas.tensors import numpy_dtype
 from .agreement import plan_all, rank_plans
-from .batcher import Batch, Batcher, PendingCall, Row
+from .batcher import Batch, Batcher, PendingCall
 from .conveyor import Conveyor, Flight
 from .group import Action, Began, Ended, GiveUp, Group, GroupRules, GroupState, Send
 from .group_ports import GroupPorts
+from .intake import pending_call
 from .ledger import Finished
 from .life import Life
 from .losses import losses_of, session_lost, ticket_of
 from .pace import Pace
 from .plan import SubgraphPlan
-from .plane import PlaneWriter
-from .ring import Span
-from .scatter import Scattered
+from .sender import StepSender
 from .servable import Servable
 from .slots import Session, Slots
 from .stages import stage_ranks
-from .tasks import largest_bytes, least_bytes, tasks_of
+from .tasks import least_bytes
 from .ticket import Done, RowResult, Ticket
-from .topology import DEFAULT_LANE, RANK_ALL, stage_tag
+from .topology import DEFAULT_LANE, RANK_ALL
 
 __all__ = ["Done", "GroupDriver", "GroupPorts", "RowResult"]
 
@@ -60,12 +55,6 @@ _UNSTACKED_ROWS = 64
 
 _STACKED_ROWS = 1024
 """Most rows in a step of a graph with a batch dimension of any size, where the configuration does not say."""
-
-_HEAD_STARTS = {"high": 4096, "normal": 512}
-"""How many calls that came before it a call of a lane may overtake: a bound, so that none is starved."""
-
-_TASK_OVERHEAD = 4096
-"""Bytes that a task may take beside its tensors."""
 
 
 class GroupDriver:
@@ -104,13 +93,11 @@ class GroupDriver:
         self._ports = ports
         self._clock = clock
         self._max_attempts = max_attempts
-        self._max_message = max_message
         self._step_timeout = step_timeout
         self._pace = Pace(step_timeout)
         self._batcher = Batcher(self._max_rows)
         self._conveyor: Conveyor | None = None
-        self._plane: PlaneWriter | None = None
-        self._spans: dict[Flight, Span] = {}
+        self._sender = StepSender(group, ports, max_message)
         self._held: Batch | None = None
         self._alone = False
         self._overdue: Batch | None = None
@@ -183,22 +170,8 @@ class GroupDriver:
         if stages is None:
             ticket.settle_all(ModelError(f"subgraph {ticket.subgraph}: the ranks hold {len(self.plans)} graphs"))
             return
-        plan, good = stages[0], list[Row]()
-        for place, row in enumerate(ticket.rows):
-            try:
-                checked = plan.check_row(_arguments(plan, row, ticket.session), lenient=ticket.lenient)
-            except RankmqError as error:
-                ticket.settle(place, error)
-            else:
-                good.append(checked)
-                ticket.places.append(place)
-        if good:
-            keys = [
-                (plan.batch_key(row), index, ticket) if ticket.alone else plan.batch_key(row)
-                for index, row in enumerate(good)
-            ]
-            head_start = _HEAD_STARTS.get(ticket.lane, 0)
-            ticket.pending = PendingCall(ticket.subgraph, good, keys, ticket, ticket.requests, head_start)
+        ticket.pending = pending_call(ticket, stages[0])
+        if ticket.pending is not None:
             self._batcher.add(ticket.pending)
 
     def _max_rows(self, subgraph: int) -> int:
@@ -249,46 +222,25 @@ class GroupDriver:
             self._held = batch  # rows under which an epoch was lost: if it happens again, it was them
             return False
         self._alone = alone
-        if len(batch) > 1 and least_bytes(self.plans[batch.subgraph][0], batch.rows) > self._most_bytes():
+        if len(batch) > 1 and least_bytes(self.plans[batch.subgraph][0], batch.rows) > self._sender.most_bytes:
             self._batcher.split(batch)  # without putting together first what is too large anyway
         elif not self._issue(conveyor, Flight(batch, 0, batch.rows)):
             self._held = batch
             return False
         return True
 
-    def _most_bytes(self) -> int:
-        """How many bytes of inputs a step may have for one rank."""
-        return self._max_message if self._plane is None else max(self._max_message, self._plane.size)
-
     def _issue(self, conveyor: Conveyor, flight: Flight) -> bool:
-        """Sends a step; False while the memory for what it brings is taken by steps that are under way."""
-        if all(call.cancelled for call, _ in flight.batch.owners):
+        """Sends a step; False where it has to wait until others have ended."""
+        batch = flight.batch
+        if all(call.cancelled for call, _ in batch.owners):
             return True  # given up between two stages
-        batch, plan = flight.batch, self.plans[flight.batch.subgraph][flight.stage]
-        scattered = plan.scatter(flight.rows)
-        placed = self._place(scattered)
-        if placed is None and self._plane is not None and self._plane.used and self._plane.needs(_parts_of(scattered)):
-            return False
-        largest = largest_bytes(placed[0] if placed is not None else scattered)
-        if largest + _TASK_OVERHEAD > self._max_message:
-            self._part(batch, LimitExceeded(f"a row of {largest} bytes: the broker takes {self._max_message}"))
+        try:
+            sent = self._sender.send(conveyor, flight, self.plans[batch.subgraph][flight.stage], self._clock())
+        except LimitExceeded as error:
+            self._part(batch, error)
             return True
-        step = conveyor.issue(flight, self._clock())
-        if placed is not None:
-            scattered, self._spans[flight] = placed
-        self.steps += 1
-        tag = RANK_ALL if conveyor.stages == 1 else stage_tag(flight.stage)
-        for to, task in tasks_of(flight, plan, scattered, group=self.id, epoch=conveyor.epoch, step=step, tag=tag):
-            self._ports.send_task(batch.subgraph, to, task)
-        return True
-
-    def _place(self, scattered: Scattered) -> tuple[Scattered, Span] | None:
-        """Puts what a step brings into the memory that is shared with the ranks, where there is any, and room in it."""
-        found = self._plane.put(_parts_of(scattered)) if self._plane is not None else None
-        if found is None:
-            return None
-        (replicated, *sharded), span = found
-        return Scattered(replicated, tuple(sharded)), span
+        self.steps += sent
+        return sent
 
     def replied(self, reply: RankReply) -> None:
         """A rank has run a step."""
@@ -304,10 +256,8 @@ class GroupDriver:
             if reply.epoch == conveyor.epoch:
                 self._do(self.group.stuck([reply.rank], f"out of step: {error.message}", now))
             return
-        if finished is not None and self._plane is not None:
-            span = self._spans.pop(finished.item, None)
-            if span is not None:
-                self._plane.give_back(span)
+        if finished is not None:
+            self._sender.finished(finished.item)
         self.group.progressed(reply.rank, reply.step, now)
         if reply.error is not None and reply.error.code == CollectiveFailed.code:
             self._collective_failed(reply, finished, f"rank {reply.rank}: {reply.error.message}", now)
@@ -403,7 +353,7 @@ class GroupDriver:
         log.info("%s is ready: epoch %d, %d ranks", self.id, epoch, self.group.rules.size, extra={"epoch": epoch})
         rules = self.group.rules
         self._conveyor = Conveyor(epoch, rules.size, rules.stages, rules.window)
-        self._plane = self._ports.plane()
+        self._sender.began()
         self._began_once = True
         self.slots.began(epoch)
         early, self._early = self._early, []
@@ -414,8 +364,7 @@ class GroupDriver:
 
     def _ended(self, epoch: int, reason: str) -> None:
         conveyor, self._conveyor = self._conveyor, None
-        self._plane = None
-        self._spans.clear()
+        self._sender.ended()
         voided = conveyor.void() if conveyor is not None else []
         what = (self.id, epoch, len(voided), sum(map(len, voided)), reason)
         log.warning("%s: epoch %d ended, %d steps are void (%d rows): %s", *what, extra={"epoch": epoch})
@@ -484,20 +433,6 @@ class GroupDriver:
             methods=(*self.servable.methods, *self.servable.pipelines),
             ranks=group.ranks(),
         )
-
-
-def _arguments(plan: SubgraphPlan, row: tuple[Any, ...], session: Session | None) -> list[np.ndarray[Any, Any]]:
-    """A row's arrays; where the graph has an input named `slot`, the session's slot is put in its place."""
-    arrays = [np.asarray(value) for value in row]
-    if session is not None:
-        place = next((one.index for one in plan.inputs if one.spec.name == "slot"), None)
-        if place is not None:
-            arrays.insert(place, np.asarray(session.slot, numpy_dtype(plan.inputs[place].spec.dtype)))
-    return arrays
-
-
-def _parts_of(scattered: Scattered) -> tuple[tuple[Column, ...], ...]:
-    return scattered.replicated, *scattered.sharded
 
 
 def _settle(call: PendingCall, index: int, result: RowResult) -> None:

@@ -50,6 +50,7 @@ MAX_FORMATIONS = 3
 """How often a group that was never ready may fail to load before it is given up; one that was ready tries again
 for ever, after pauses."""
 
+_LAST_EPOCH = 1 << 53
 _LONGEST_PAUSE_SECONDS = 30.0
 _STALL_SECONDS = 2.0
 """Ticks further apart than this say that this process stood still (a suspended machine, a busy loop)."""
@@ -170,6 +171,8 @@ class Group:
             return GroupError(f"this is group {self.group}, not {message.group}")
         if not 0 <= message.rank < self.rules.size:
             return GroupError(f"rank {message.rank} is not one of the {self.rules.size} ranks of {self.group}")
+        if message.last_epoch > _LAST_EPOCH:
+            return GroupError(f"rank {message.rank} of {self.group} says that there was an epoch {message.last_epoch}")
         known = self._digests.get(message.rank)
         if known is not None and known != tuple(graph.digest for graph in message.graphs):
             return ModelError(

@@ -211,7 +211,7 @@ class Register(Message, tag="register", frozen=True, kw_only=True):
     scheduler: str = ""
     shm: bool = False
     device: str = "CPU"
-    last_epoch: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+    last_epoch: Count = 0
 
 
 class Ready(Message, tag="ready", frozen=True, kw_only=True):

@@ -9,9 +9,10 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -129,15 +130,18 @@ def chaos(
         def say(text: str) -> None:
             typer.echo(f"{time.monotonic() - began:7.1f} s  {text}", err=True)
 
-        with _folders(logs) as (folder, log_folder):
-            run = Chaos(options, load_settings(), folder, log_folder, _example(example), say=say, show=typer.echo)
+        with _Folder(logs) as folder:
+            run = Chaos(options, load_settings(), folder.path, folder.logs, _example(example), say=say, show=typer.echo)
             asyncio.run(_interruptible(run.run()))
-        if run.outcome is None:
-            raise typer.Exit(1)  # told to end before it was over
+            outcome = run.outcome
+            if outcome is None:
+                raise typer.Exit(1)  # told to end before it was over
+            folder.keep = not outcome.good
         if json_file is not None:
-            json_file.write_text(json.dumps(run.outcome.as_dict(), indent=1) + "\n", encoding="utf-8")
-        _print(run.outcome)
-        if not run.outcome.good:
+            json_file.write_text(json.dumps(outcome.as_dict(), indent=1) + "\n", encoding="utf-8")
+        _print(outcome)
+        if not outcome.good:
+            say(f"the logs are in {folder.logs}")
             raise typer.Exit(1)
 
 
@@ -164,20 +168,48 @@ def _example(given: Path | None) -> Path:
     return (given or Path(__file__).resolve().parents[2] / "examples" / "matmul").absolute()
 
 
-@contextlib.contextmanager
-def _folders(logs: Path | None) -> Iterator[tuple[Path, Path]]:
-    """A folder for the run, which goes with it, and one for its logs."""
-    from ...schemas.errors import ConfigurationError
+class _Folder:
+    """A folder for the run, which goes with it; its logs stay where something went wrong.
 
-    folder = Path(tempfile.mkdtemp(prefix="rankmq-chaos-"))
-    log_folder = folder / "logs" if logs is None else logs.absolute()
-    try:
-        log_folder.mkdir(parents=True, exist_ok=True)
-        if any(log_folder.iterdir()):
-            raise ConfigurationError(f"{log_folder} is not empty: what others have logged would be taken for ours")
-        yield folder, log_folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    Args:
+        logs: a folder for the logs, which is kept; None: one in the folder.
+
+    Attributes:
+        path: the folder.
+        logs: the folder for the logs.
+        keep: whether to keep the logs.
+    """
+
+    def __init__(self, logs: Path | None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="rankmq-chaos-"))
+        self.logs = self.path / "logs" if logs is None else logs.absolute()
+        self.keep = False
+
+    def __enter__(self) -> Self:
+        from ...schemas.errors import ConfigurationError
+
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            if any(self.logs.iterdir()):
+                raise ConfigurationError(f"{self.logs} is not empty: what others have logged would be taken for ours")
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.keep = self.keep or (isinstance(error, Exception) and not isinstance(error, typer.Exit))
+        self._remove()
+
+    def _remove(self) -> None:
+        for file in self.path.iterdir():
+            if file == self.logs and self.keep and any(file.iterdir()):
+                continue
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        with contextlib.suppress(OSError):  # the logs are there
+            self.path.rmdir()
 
 
 def _print(outcome: Outcome) -> None:

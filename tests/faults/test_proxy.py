@@ -89,10 +89,8 @@ def test_what_was_held_back_is_gone_when_the_connection_is_cut(proxy: Proxy, ser
 def test_where_nobody_listens_a_connection_is_reset() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
-    with Proxy(*address) as proxy:
-        near = socket.create_connection(("127.0.0.1", proxy.port), 5)
-        with pytest.raises(ConnectionResetError):
-            near.recv(1)
+    with Proxy(*address) as proxy, pytest.raises(ConnectionResetError):
+        socket.create_connection(("127.0.0.1", proxy.port), 5).recv(1)
 
 
 def test_it_ends_with_its_block(server: socket.socket) -> None:

@@ -21,6 +21,7 @@ from rankmq.engine.connection import Properties
 from rankmq.engine.dead_headers import headers_of
 from rankmq.engine.delivery import Delivery
 from rankmq.engine.open_request import OpenRequest
+from rankmq.engine.servable import Servable
 from rankmq.engine.service import Service
 from rankmq.schemas import codec
 from rankmq.schemas.errors import RankmqError
@@ -109,7 +110,7 @@ class Edge:
 
     Args:
         tmp_path: where servables are written.
-        configurations: by servable name, the text of its configuration file.
+        configurations: by servable name, the text of its configuration file, or the servable.
         world: the ranks of the servable `matmul`.
         pool: "inline": a function's work is done at once, "threads": on real ones.
         given: for the service.
@@ -118,7 +119,7 @@ class Edge:
     def __init__(
         self,
         tmp_path: Path,
-        configurations: Mapping[str, str],
+        configurations: Mapping[str, str | Servable],
         world: World | None = None,
         *,
         pool: str = "inline",
@@ -126,7 +127,9 @@ class Edge:
         **given: Any,
     ) -> None:
         self.world = world or ready_world()
-        servables = [load(tmp_path, text, name) for name, text in configurations.items()]
+        servables = [
+            load(tmp_path, given_, name) if isinstance(given_, str) else given_ for name, given_ in configurations.items()
+        ]
         self.news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.pool = pool
         self.busy = 0

@@ -6,9 +6,8 @@ import logging
 
 import pytest
 from rankmq.engine.group import Ended, GroupState
-from rankmq.schemas import codec
-from rankmq.schemas.errors import Undecodable
-from rankmq.schemas.messages import Form, Welcome
+from rankmq.schemas.errors import GroupError
+from rankmq.schemas.messages import Form, Refused, Welcome
 
 from tests.unit.engine.group_life import heartbeat, of, pass_time, ready_group, register, sent
 
@@ -68,6 +67,9 @@ def test_the_steps_of_an_epoch_that_is_over_are_no_future():
 
 
 def test_no_agent_can_use_up_the_numbers_of_epochs():
-    body = codec.encode(register(0, last_epoch=2**60))
-    with pytest.raises(Undecodable, match="last_epoch"):
-        codec.decode_to_orchestrator(body)
+    group = ready_group(3)
+    group.lost(1, "gone", 0.0)
+    refused = sent(group.registered(register(1, last_epoch=2**60), 1.0), Refused)["rank.1"]
+    assert refused.error.code == GroupError.code
+    assert refused.error.message == f"rank 1 of matmul.v1.g0 says that there was an epoch {2**60}"
+    assert sent(group.registered(register(1, last_epoch=2**50), 1.0), Form)["rank.1"].epoch == 2**50 + 1

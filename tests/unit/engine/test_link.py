@@ -40,7 +40,14 @@ def after(does: Callable[[GroupLink, Callable[[Message | bytes], None], Owner], 
         owner = Owner()
         rules = GroupRules(size=3, window=4)
         link = GroupLink(
-            servable(3, stacked=True), GROUP, rules, owner, max_attempts=3, max_message=1 << 20, step_timeout=60.0, plane_bytes=0
+            servable(3, stacked=True),
+            GROUP,
+            rules,
+            owner,
+            max_attempts=3,
+            max_message=1 << 20,
+            step_timeout=60.0,
+            plane_bytes=0,
         )
         link._channel = owner  # type: ignore[assignment]
 

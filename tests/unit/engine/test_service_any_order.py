@@ -3,6 +3,7 @@ nothing is lost, and nobody sees an answer twice but where the broker may have l
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from rankmq.schemas.messages import Request
 from rankmq.schemas.tensors import from_array, to_array
 
 from tests.unit.engine.edge import MODEL, SERVED, Edge, Publish
+from tests.unit.engine.servable_files import load
 
 CONFIRMED, RETURNED, REJECTED, LOST = Outcome.CONFIRMED, Outcome.RETURNED, Outcome.REJECTED, Outcome.LOST
 MOST_IDS = 50
@@ -69,12 +71,18 @@ class Told:
     codes: list[str] = field(default_factory=list)
 
 
+@functools.cache
+def matmul():
+    with tempfile.TemporaryDirectory() as folder:
+        return load(Path(folder), MODEL + SERVED)
+
+
 class Wire(Edge):
     """A service whose channel can be cut at any frame."""
 
-    def __init__(self, folder: Path, **given: Any) -> None:
+    def __init__(self, **given: Any) -> None:
         self.frames: list[Frame] = []
-        super().__init__(folder, {"matmul": MODEL + SERVED}, **given)
+        super().__init__(Path(), {"matmul": matmul()}, **given)
         self.hold = True
 
     def _published(self, publish: Publish, *, dead: bool) -> None:
@@ -100,7 +108,6 @@ class Broker(RuleBasedStateMachine):
 
     @initialize()
     def begins(self):
-        self.folder = tempfile.TemporaryDirectory()
         self.queue: list[Message] = []
         self.sent: Counter[tuple[Any, ...]] = Counter()
         self.told: defaultdict[tuple[Any, ...], Told] = defaultdict(Told)
@@ -114,7 +121,7 @@ class Broker(RuleBasedStateMachine):
 
     def service_starts(self):
         self.sessions += 1
-        self.edge = Wire(Path(self.folder.name), max_in_flight=2, max_deliveries=1000)
+        self.edge = Wire(max_in_flight=2, max_deliveries=1000)
         self.edge.world.clock.now = self.now
         self.edge.answers._most_ids = MOST_IDS
         for session, at, answered in self.log:
@@ -299,7 +306,6 @@ class Broker(RuleBasedStateMachine):
                 assert queue is None or self.told[route].codes or self.dead[route], f"{route} was lost"
         finally:
             self.edge.close()
-            self.folder.cleanup()
 
 
 def code_of(publish, body):

@@ -280,9 +280,7 @@ def test_a_deadline_frees_the_slot_of_its_instance(make):
 
 
 def test_of_those_that_joined_all_are_told(edge):
-    fates = [
-        edge.ask("scale", {"x": ROW}, message_id="m1", reply_to=queue, headers=within(edge, 1)) for queue in "aab"
-    ]
+    fates = [edge.ask("scale", {"x": ROW}, message_id="m1", reply_to=queue, headers=within(edge, 1)) for queue in "aab"]
     later(edge, 1.1)
     assert [bool(fate.replies) for fate in fates] == [True, False, True]
     assert error_of(fates[2])[0] == "deadline_exceeded"

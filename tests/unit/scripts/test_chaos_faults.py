@@ -1,7 +1,9 @@
 """Which fault comes when: a function of the seed."""
 
 import itertools
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -108,3 +110,10 @@ def test_a_planned_fault_is_shown_with_its_ranks():
 def test_every_fault_can_be_done(name):
     assert callable(getattr(Damage, "_" + name.removesuffix("-standby").replace("-", "_")))
     assert FAULTS[name].standby == name.endswith("-standby")
+
+
+def test_the_faults_are_in_the_docs():
+    text = (Path(__file__).parents[3] / "docs" / "faults.md").read_text()
+    assert dict(re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", text, re.MULTILINE)) == {
+        name: fault.what for name, fault in FAULTS.items()
+    }

@@ -1,0 +1,57 @@
+"""From a call's rows, as they were given, to rows that can wait for a step: checked against the graph's plan."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+
+from ..schemas.errors import RankmqError
+from ..schemas.tensors import numpy_dtype
+from .batcher import PendingCall, Row
+from .plan import SubgraphPlan
+from .slots import Session
+from .ticket import Ticket
+
+__all__ = ["pending_call"]
+
+_HEAD_STARTS = {"high": 4096, "normal": 512}
+"""How many calls that came before it a call of a lane may overtake: a bound, so that none is starved."""
+
+
+def pending_call(ticket: Ticket, plan: SubgraphPlan) -> PendingCall | None:
+    """What is to wait in the batcher; a row that does not fit the graph is settled with its error.
+
+    Args:
+        ticket: the call.
+        plan: of the subgraph's first stage.
+
+    Returns:
+        The rows that fit; None where there is none.
+    """
+    good: list[Row] = []
+    for place, row in enumerate(ticket.rows):
+        try:
+            checked = plan.check_row(_arguments(plan, row, ticket.session), lenient=ticket.lenient)
+        except RankmqError as error:
+            ticket.settle(place, error)
+        else:
+            good.append(checked)
+            ticket.places.append(place)
+    if not good:
+        return None
+    keys: list[Hashable] = [plan.batch_key(row) for row in good]
+    if ticket.alone:
+        keys = [(ticket, place) for place in range(len(good))]
+    return PendingCall(ticket.subgraph, good, keys, ticket, ticket.requests, _HEAD_STARTS.get(ticket.lane, 0))
+
+
+def _arguments(plan: SubgraphPlan, row: tuple[Any, ...], session: Session | None) -> list[np.ndarray[Any, Any]]:
+    """A row's arrays; where the graph has an input named `slot`, the session's slot is put in its place."""
+    arrays = [np.asarray(value) for value in row]
+    if session is not None:
+        place = next((one.index for one in plan.inputs if one.spec.name == "slot"), None)
+        if place is not None:
+            arrays.insert(place, np.asarray(session.slot, numpy_dtype(plan.inputs[place].spec.dtype)))
+    return arrays
