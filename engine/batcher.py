@@ -8,11 +8,13 @@ batch key) go in the order in which they came.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from .loop_plan import LoopPlan
 
 __all__ = ["Age", "Batch", "Batcher", "Owner", "PendingCall", "Row", "age"]
 
@@ -30,6 +32,8 @@ class PendingCall:
         owner: whatever the caller wants to find again.
         requests: the ids of the requests that it is part of.
         head_start: how many calls that came before it it may overtake.
+        loop: the subgraph is run again and again; then each row has a key.
+        turns: per row, how many turns of the loop it runs at most.
         cancelled: set by `Batcher.cancel`; its rows come out no more.
     """
 
@@ -39,6 +43,8 @@ class PendingCall:
     owner: Hashable = None
     requests: tuple[str, ...] = ()
     head_start: int = 0
+    loop: LoopPlan | None = None
+    turns: Sequence[int] = ()
     cancelled: bool = field(default=False, init=False)
     number: int = field(default=-1, init=False)
 
@@ -78,6 +84,22 @@ class Batch:
     def rows(self) -> list[Row]:
         """The inputs of each row."""
         return [call.rows[index] for call, index in self.owners]
+
+    @property
+    def key(self) -> Hashable:
+        """What its rows have in common with those that might have shared the step."""
+        call, index = self.owners[0]
+        return call.keys[index] if call.keys else None
+
+    @property
+    def loop(self) -> LoopPlan | None:
+        """The loop that they all are in."""
+        return self.owners[0][0].loop
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Per row, how many turns of the loop it runs at most; none where there is no loop."""
+        return tuple(call.turns[index] for call, index in self.owners) if self.loop is not None else ()
 
     @property
     def requests(self) -> tuple[str, ...]:
@@ -164,16 +186,38 @@ class Batcher:
         self._calls += 1
         self._wait([(call, index) for index in range(len(call.rows))])
 
-    def take(self) -> Batch | None:
+    def take(self, joining: Container[tuple[int, Hashable]] = ()) -> Batch | None:
         """The next batch: the oldest row, and behind it the oldest others that may share a step with it.
 
+        Args:
+            joining: by subgraph and key, rows that others under way will soon join: they wait for them, unless there
+                are enough for a whole batch.
+
         Returns:
-            At most `max_rows` rows of one subgraph; None where nothing waits.
+            At most `max_rows` rows of one subgraph; None where nothing waits that may go.
         """
+        passed: list[tuple[tuple[Age, Age], int, _Queue]] = []
+        try:
+            return self._take(joining, passed)
+        finally:
+            for entry in passed:
+                heapq.heappush(self._line, entry)
+
+    def _take(
+        self, joining: Container[tuple[int, Hashable]], passed: list[tuple[tuple[Age, Age], int, _Queue]]
+    ) -> Batch | None:
         while self._line:
-            place, _, queue = heapq.heappop(self._line)
+            entry = heapq.heappop(self._line)
+            place, _, queue = entry
             if queue.listed != place:
                 continue  # an older row came into this queue later, and was given a place of its own
+            if (
+                queue.apart is None
+                and (queue.subgraph, queue.key) in joining
+                and len(queue.rows) < max(1, self._max_rows(queue.subgraph))
+            ):
+                passed.append(entry)
+                continue
             queue.drop_cancelled()
             due = bool(queue.rows) and queue.place == place
             owners = queue.pop(max(1, self._max_rows(queue.subgraph))) if due else ()

@@ -26,11 +26,13 @@ class Flight:
         batch: the batch as it was taken, before the first stage.
         stage: where it is, from 0.
         rows: what goes into this stage.
+        turns: per row, how many turns it runs at most; none where it is run once.
     """
 
     batch: Batch
     stage: int
     rows: Sequence[Row]
+    turns: tuple[int, ...] = ()
 
 
 class Conveyor:

@@ -64,13 +64,41 @@ class OutputPlan:
         """
         parts = {rank: self._read(rank, sent, 1 if self.batched else rows) for rank, sent in columns.items()}
         count = 1 if self.batched else rows
-        wholes = [self._join({rank: tensors[i] for rank, tensors in parts.items()}, padded) for i in range(count)]
+        wholes = [self._join({rank: tensors[i] for rank, tensors in parts.items()}) for i in range(count)]
         if not self.batched:
             return wholes
         (whole,) = wholes
         if whole.ndim == 0 or whole.shape[0] != padded:
             raise GraphFailed(f"{self}: shape {whole.shape} for {padded} rows: its first axis is not the batch")
         return [whole[row, ...] for row in range(rows)]  # with the dots, a single number stays an array
+
+    def gather_turns(self, columns: Mapping[int, Iterable[Column]], turns: Sequence[int]) -> list[Array]:
+        """The output of each row in every turn of a loop.
+
+        Args:
+            columns: by rank, in order of the ranks, what each sent: the turns are along an axis in front.
+            turns: per row, how many it ran.
+
+        Returns:
+            Per row its outputs, one turn behind the other along the first axis.
+
+        Raises:
+            RanksDisagree: an output is missing, or the ranks' parts do not go together.
+            GraphFailed: it does not have the turns and rows along its first axes.
+            InternalError: what a rank sent is no tensor.
+        """
+        count = 1 if self.batched else len(turns)
+        parts = {rank: self._read(rank, sent, count) for rank, sent in columns.items()}
+        wholes = [self._join({rank: tensors[i] for rank, tensors in parts.items()}, 1) for i in range(count)]
+        if self.batched:
+            (whole,) = wholes
+            if whole.shape[:2] != (max(turns), len(turns)):
+                raise GraphFailed(f"{self}: shape {whole.shape} for {max(turns)} turns of {len(turns)} rows")
+            return [whole[:ran, row] for row, ran in enumerate(turns)]
+        for whole, ran in zip(wholes, turns, strict=True):
+            if whole.shape[:1] != (ran,):
+                raise GraphFailed(f"{self}: shape {whole.shape} for {ran} turns")
+        return wholes
 
     def _read(self, rank: int, columns: Iterable[Column], count: int) -> list[Array]:
         column = next((column for column in columns if column.index == self.index), None)
@@ -83,9 +111,10 @@ class OutputPlan:
         except RankmqError as error:  # a fault of the rank's, not of the request's sender
             raise InternalError(f"rank {rank} sent {self} unreadable: {error.message}") from error
 
-    def _join(self, parts: Mapping[int, Array], padded: int) -> Array:
+    def _join(self, parts: Mapping[int, Array], axes_before: int = 0) -> Array:
+        """Puts the ranks' parts together; `axes_before`: how many axes stand before those of the graph."""
         if isinstance(self.layout, Concat):
-            return self._concatenate(parts, self.layout.axis)
+            return self._concatenate(parts, self.layout.axis + axes_before)
         self._check_alike(parts)
         arrays = list(parts.values())
         if isinstance(self.layout, Sum):

@@ -41,6 +41,7 @@ from .actions import Action, Began, Ended, GiveUp, Send
 from .forms import form_of
 from .group_rules import GroupRules
 from .heirs import Heirs
+from .refusals import why_refused
 from .roster import Roster
 from .topology import RANK_ALL, rank_tag
 
@@ -50,7 +51,6 @@ MAX_FORMATIONS = 3
 """How often a group that was never ready may fail to load before it is given up; one that was ready tries again
 for ever, after pauses."""
 
-_LAST_EPOCH = 1 << 53
 _LONGEST_PAUSE_SECONDS = 30.0
 _STALL_SECONDS = 2.0
 """Ticks further apart than this say that this process stood still (a suspended machine, a busy loop)."""
@@ -139,7 +139,7 @@ class Group:
         return self._let_in(self._register(message, now), now)
 
     def _register(self, message: Register, now: float) -> list[Action]:
-        refusal = self._refusal(message)
+        refusal = why_refused(message, self.group, self.rules.size, self._digests.get(message.rank))
         if refusal is not None:
             return [self._refuse(message, refusal)]
         rank, roster, serving = message.rank, self._roster, self.state is not GroupState.FORMING
@@ -165,20 +165,6 @@ class Group:
         while (heir := self._heirs.next(self._roster)) is not None:
             actions += self._register(heir, now)
         return actions
-
-    def _refusal(self, message: Register) -> OperatorError | None:
-        if message.group != self.group:
-            return GroupError(f"this is group {self.group}, not {message.group}")
-        if not 0 <= message.rank < self.rules.size:
-            return GroupError(f"rank {message.rank} is not one of the {self.rules.size} ranks of {self.group}")
-        if message.last_epoch > _LAST_EPOCH:
-            return GroupError(f"rank {message.rank} of {self.group} says that there was an epoch {message.last_epoch}")
-        known = self._digests.get(message.rank)
-        if known is not None and known != tuple(graph.digest for graph in message.graphs):
-            return ModelError(
-                f"rank {message.rank} of {self.group} comes with other model files than the group has served with"
-            )
-        return None
 
     def _is_held(self, rank: int) -> AlreadyRunning:
         member = self._roster.get(rank)

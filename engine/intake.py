@@ -10,6 +10,7 @@ import numpy as np
 from ..schemas.errors import RankmqError
 from ..schemas.tensors import numpy_dtype
 from .batcher import PendingCall, Row
+from .loop_plan import LoopPlan
 from .plan import SubgraphPlan
 from .slots import Session
 from .ticket import Ticket
@@ -20,12 +21,13 @@ _HEAD_STARTS = {"high": 4096, "normal": 512}
 """How many calls that came before it a call of a lane may overtake: a bound, so that none is starved."""
 
 
-def pending_call(ticket: Ticket, plan: SubgraphPlan) -> PendingCall | None:
+def pending_call(ticket: Ticket, plan: SubgraphPlan, loop: LoopPlan | None = None) -> PendingCall | None:
     """What is to wait in the batcher; a row that does not fit the graph is settled with its error.
 
     Args:
         ticket: the call.
         plan: of the subgraph's first stage.
+        loop: of the call, if it is one.
 
     Returns:
         The rows that fit; None where there is none.
@@ -34,6 +36,9 @@ def pending_call(ticket: Ticket, plan: SubgraphPlan) -> PendingCall | None:
     for place, row in enumerate(ticket.rows):
         try:
             checked = plan.check_row(_arguments(plan, row, ticket.session), lenient=ticket.lenient)
+            if loop is not None and ticket.turns[place] < 1:
+                ticket.settle(place, loop.without_turns(plan, row))
+                continue
         except RankmqError as error:
             ticket.settle(place, error)
         else:
@@ -42,9 +47,12 @@ def pending_call(ticket: Ticket, plan: SubgraphPlan) -> PendingCall | None:
     if not good:
         return None
     keys: list[Hashable] = [plan.batch_key(row) for row in good]
+    if loop is not None:  # however many turns each has: those that are done leave the others
+        keys = [(loop, key) for key in keys]
     if ticket.alone:
         keys = [(ticket, place) for place in range(len(good))]
-    return PendingCall(ticket.subgraph, good, keys, ticket, ticket.requests, _HEAD_STARTS.get(ticket.lane, 0))
+    head_start, turns = _HEAD_STARTS.get(ticket.lane, 0), [ticket.turns[place] for place in ticket.places if loop]
+    return PendingCall(ticket.subgraph, good, keys, ticket, ticket.requests, head_start, loop, turns)
 
 
 def _arguments(plan: SubgraphPlan, row: tuple[Any, ...], session: Session | None) -> list[np.ndarray[Any, Any]]:

@@ -33,6 +33,20 @@ class Pace:
         """A step of so many rows was not done in the time allowed."""
         self._seconds[subgraph] = max(self._seconds.get(subgraph, 0.0), self._timeout / rows)
 
+    def turns(self, subgraph: int, rows: int, most: int) -> int:
+        """How many turns of a loop a step of so many rows may have; at least 1, and 1 where nothing is known.
+
+        Args:
+            subgraph: its number.
+            rows: how many rows run together.
+            most: as many as it may have where they are quick.
+        """
+        seconds = self._seconds.get(subgraph)
+        if seconds is None:
+            return 1
+        turn = seconds * rows
+        return most if turn * most <= self._allowed else max(1, int(self._allowed / turn))
+
     def rows(self, subgraph: int, most: int) -> int:
         """How many rows a step may have; at least 1.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..schemas.messages import Call, Column, GroupId, Task
+from ..schemas.messages import Call, Column, GroupId, Repeat, Task
 from ..schemas.tensors import nbytes
 from .batcher import Row
 from .conveyor import Flight
@@ -29,7 +29,11 @@ def tasks_of(
         step: its number there.
         tag: which reaches all the ranks that the step is for.
     """
-    work = Call(subgraph=flight.batch.subgraph, rows=len(flight.rows), stacked=plan.stacked)
+    loop = flight.batch.loop
+    if loop is None:
+        work: Call | Repeat = Call(subgraph=flight.batch.subgraph, rows=len(flight.rows), stacked=plan.stacked)
+    else:
+        work = loop.work(plan, flight.turns)
     both = bool(scattered.replicated and scattered.sharded)
 
     def task(part: int, columns: tuple[Column, ...]) -> Task:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..schemas.errors import RankmqError
 from .batcher import PendingCall
+from .loop import Loop
 from .slots import Session
 from .topology import DEFAULT_LANE
 
@@ -30,6 +31,8 @@ class Ticket:
         session: the state on the ranks that the rows belong to, if to any.
         alone: its rows share no step with others.
         lane: by which its request came.
+        loop: the subgraph is run again and again; then what a row gives is packed (see `loop_plan.Turned`).
+        turns: per row, how many turns of the loop it runs at most.
     """
 
     __slots__ = (
@@ -39,12 +42,14 @@ class Ticket:
         "alone",
         "lane",
         "lenient",
+        "loop",
         "pending",
         "places",
         "requests",
         "rows",
         "session",
         "subgraph",
+        "turns",
         "voids",
     )
 
@@ -59,6 +64,8 @@ class Ticket:
         session: Session | None = None,
         alone: bool = False,
         lane: str = DEFAULT_LANE,
+        loop: Loop | None = None,
+        turns: Sequence[int] = (),
     ) -> None:
         self.subgraph = subgraph
         self.rows = rows
@@ -67,6 +74,8 @@ class Ticket:
         self.session = session
         self.alone = alone
         self.lane = lane
+        self.loop = loop
+        self.turns = turns
         self.pending: PendingCall | None = None  # the rows that could be run, as they wait for their steps
         self.places: list[int] = []  # per row that could be run, where it stands among the rows
         self.voids: dict[int, int] = {}  # by place, how many epochs were lost under it

@@ -2,7 +2,7 @@
 
 The edge, which producers see: `Request` in, `Reply` out. Inside, between the orchestrator and the agents of a group:
 `ToAgent` and `ToOrchestrator`. Each is a msgpack map with a schema version `v`; inner ones carry their kind in `type`.
-This module is the door to them all; `base`, `edge` and `status` hold a part each.
+This module is the door to them all; `base`, `edge`, `status` and `work` hold a part each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from msgspec import Meta
 from .base import MAX_ERROR_MESSAGE, SCHEMA_VERSION, Count, ErrorInfo, GroupId, Identifier, Message, Part
 from .edge import CancelReply, InstanceError, Reply, Request, Stats, Value
 from .status import Forming, GroupStatus, QueueStatus, RankStatus, Status
-from .tensors import Tensor
+from .work import Call, Column, Placed, Repeat
 
 __all__ = [
     "MAX_ERROR_MESSAGE",
@@ -46,6 +46,7 @@ __all__ = [
     "Ready",
     "Refused",
     "Register",
+    "Repeat",
     "Reply",
     "Request",
     "Restart",
@@ -93,51 +94,6 @@ class GraphInfo(Part, frozen=True, kw_only=True):
 # --------------------------------------------------------------------------------------------------------- the work
 
 
-class Placed(Part, frozen=True, kw_only=True):
-    """A tensor whose bytes are in memory that the sender shares with whoever reads this.
-
-    Attributes:
-        dtype: as in `Tensor`.
-        shape: as in `Tensor`.
-        offset: where its bytes begin.
-        length: how many there are.
-    """
-
-    dtype: str
-    shape: tuple[Count, ...]
-    offset: Count
-    length: Count
-
-
-class Column(Part, frozen=True, kw_only=True):
-    """One input or output of a step: one tensor of stacked rows, or one tensor for each row.
-
-    Attributes:
-        index: which input or output.
-        tensors: those that go with the message.
-        placed: those in shared memory; a column has one or the other.
-    """
-
-    index: Count
-    tensors: tuple[Tensor, ...] = ()
-    placed: tuple[Placed, ...] = ()
-
-
-class Call(Part, tag_field="op", tag="call", frozen=True, kw_only=True):
-    """Run one subgraph over the rows of the step.
-
-    Attributes:
-        subgraph: its number.
-        rows: how many rows the step carries.
-        stacked: whether each input is one tensor with the rows along its first axis (the graph has a batch
-            dimension), or one tensor a row, run back to back.
-    """
-
-    subgraph: Count
-    rows: Annotated[int, Meta(ge=1)]
-    stacked: bool = False
-
-
 class Task(Message, tag="task", frozen=True, kw_only=True):
     """The message that carries a step to a rank.
 
@@ -159,7 +115,7 @@ class Task(Message, tag="task", frozen=True, kw_only=True):
     step: Count
     part: Count = 0
     parts: Annotated[int, Meta(ge=1)] = 1
-    work: Call
+    work: Call | Repeat
     inputs: tuple[Column, ...] = ()
     requests: tuple[str, ...] = ()
 
@@ -168,6 +124,8 @@ class RankReply(Message, tag="rank_reply", frozen=True, kw_only=True):
     """What a rank says when it has run a step: the outputs that it owns, or the error.
 
     Attributes:
+        outputs: numbered as the graph's; after a `Repeat` by their place in `last` and behind it `collect`.
+        turns: after a `Repeat`, how many turns each row ran.
         suspect: the rank that this one found at fault when the ranks talked to each other.
         failed_row: which row raised, where the rows ran back to back.
         waited_us: microseconds between arrival of the step and its start on this rank.
@@ -179,6 +137,7 @@ class RankReply(Message, tag="rank_reply", frozen=True, kw_only=True):
     step: Count
     rank: Count
     outputs: tuple[Column, ...] = ()
+    turns: tuple[Count, ...] = ()
     error: ErrorInfo | None = None
     suspect: Count | None = None
     failed_row: Count | None = None

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,11 +21,23 @@ import numpy as np
 
 from ..engine.settings import Settings
 from ..schemas.errors import CollectiveFailed, GraphFailed, InternalError, RankmqError
-from ..schemas.messages import Column, ErrorInfo, Form, GraphInfo, GraphPlan, GroupId, LoadFailed, RankReply, Ready
+from ..schemas.messages import (
+    Column,
+    ErrorInfo,
+    Form,
+    GraphInfo,
+    GraphPlan,
+    GroupId,
+    LoadFailed,
+    RankReply,
+    Ready,
+    Repeat,
+)
 from ..schemas.tensors import Tensor, from_array, to_array
 from .agent_link import AgentLink
 from .executor import Executor
 from .lockstep import Step
+from .repeating import repeat
 
 __all__ = ["RESTART", "Agent", "AgentConfig", "Alive"]
 
@@ -225,21 +237,25 @@ class Agent:
         began = time.perf_counter()
         row: int | None = None
         outputs: tuple[Column, ...] = ()
+        turns: tuple[int, ...] = ()
         error: ErrorInfo | None = None
         suspect: int | None = None
+        results: list[list[np.ndarray[Any, Any]]] = []
         try:
             self._executor.begin_step(job.step.step)
-            if job.step.work.stacked:
+            if isinstance(job.step.work, Repeat):
+                outputs, turns = self._repeat(job, job.step.work)
+            elif job.step.work.stacked:
                 results = [self._call(job, [column[0] for column in job.step.inputs])]
             else:
-                results = []
                 for row in range(job.step.work.rows):
                     results.append(self._call(job, [column[row] for column in job.step.inputs]))
                 row = None
-            outputs = tuple(
-                Column(index=index, tensors=tuple(from_array(result[index]) for result in results))
-                for index in job.plan.returns
-            )
+            if results:
+                outputs = tuple(
+                    Column(index=index, tensors=tuple(from_array(result[index]) for result in results))
+                    for index in job.plan.returns
+                )
         except CollectiveFailed as failed:
             error = ErrorInfo(code=failed.code, message=failed.message, side=failed.side)
             suspect = self._peers[failed.rank] if failed.rank is not None else None
@@ -256,12 +272,32 @@ class Agent:
             step=job.step.step,
             rank=self._config.rank,
             outputs=outputs,
+            turns=turns,
             error=error,
             suspect=suspect,
             failed_row=row if error is not None else None,
             waited_us=int((began - job.arrived) * 1e6),
             ran_us=int((ended - began) * 1e6),
         )
+
+    def _repeat(self, job: _Job, work: Repeat) -> tuple[tuple[Column, ...], tuple[int, ...]]:
+        """The turns of a loop: what this rank sends back of them, and how many each row ran."""
+
+        def run(inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+            if job.epoch != self._epoch:
+                raise GraphFailed(f"epoch {job.epoch} is over")
+            return self._executor.run(work.subgraph, inputs)
+
+        columns = [[to_array(tensor) for tensor in column] for column in job.step.inputs]
+        found = repeat(run, work, columns, job.plan.unstacked_inputs)
+        kept = [(output, found.last[output]) for output in work.last]
+        kept += [(output, found.collected[output]) for output in work.collect]
+        outputs = tuple(
+            Column(index=index, tensors=tuple(map(from_array, arrays)))
+            for index, (output, arrays) in enumerate(kept)
+            if output in job.plan.returns
+        )
+        return outputs, tuple(found.turns)
 
     def _call(self, job: _Job, tensors: list[Tensor]) -> list[np.ndarray[Any, Any]]:
         outputs = self._executor.run(job.step.work.subgraph, [to_array(tensor) for tensor in tensors])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..schemas.errors import LockstepError
-from ..schemas.messages import Call, GroupId, Task
+from ..schemas.messages import Call, GroupId, Repeat, Task
 from ..schemas.tensors import Tensor
 
 __all__ = ["LockstepGuard", "Step"]
@@ -27,7 +27,7 @@ class Step:
     """
 
     step: int
-    work: Call
+    work: Call | Repeat
     inputs: tuple[tuple[Tensor, ...], ...]
     requests: tuple[str, ...]
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...schemas.errors import ConfigurationError
-
 __all__ = ["FAULTS", "Fault", "Planned", "Setting", "Way", "chosen", "each_once", "possible", "schedule"]
 
 Way = Literal["", "rank", "orchestrator", "producer"]
@@ -124,6 +122,8 @@ def chosen(names: str, setting: Setting) -> list[Fault]:
     Raises:
         ConfigurationError: there is no such fault, or it cannot be done here.
     """
+    from ...schemas.errors import ConfigurationError  # which takes its time, and --help names the faults
+
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     can = {fault.name: fault for fault in possible(setting)}
     for name in wanted:

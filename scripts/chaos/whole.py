@@ -24,6 +24,9 @@ __all__ = ["Chaos", "Options"]
 
 _PATIENCE_SECONDS = {"none": 60.0, "shm": 60.0, "mccl": 180.0}
 _LAST_ANSWERS_SECONDS = 120.0
+_NO_HOPE_SECONDS = 10.0
+"""Likewise, where a fault was not survived."""
+
 _SETTLE_SECONDS = 4.0
 """RabbitMQ 3.10 forgets a quorum queue that was declared less than so long before it was killed."""
 
@@ -155,7 +158,8 @@ class Chaos:
             await asyncio.sleep(_SETTLE_SECONDS)
             await run.go()
             self._say("waiting for the last answers")
-            self._problems += await site.stop_producers(_LAST_ANSWERS_SECONDS)
+            over = any(fault.problem for fault in run.suffered)
+            self._problems += await site.stop_producers(_LAST_ANSWERS_SECONDS if not over else _NO_HOPE_SECONDS)
             self._load.append(round(os.getloadavg()[0], 2))
             self._dead = await dead_letters(site.address)
             self._say("stopping")

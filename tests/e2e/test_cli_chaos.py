@@ -12,6 +12,13 @@ from tests.e2e.cli import Service, failed, rankmq
 SMALL = ("chaos", "--ranks", 2, "--in-flight", 8)
 
 
+@pytest.fixture(autouse=True)
+def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run that is killed leaves goes with the test."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+
+
 def test_a_short_run(tmp_path: Path) -> None:
     file = tmp_path / "chaos.json"
     ran = Service(tmp_path / "out", *SMALL, "--each-once", "--faults", "kill-rank,cut-rank", "--json", file)

@@ -50,7 +50,7 @@ class Ran:
         return sorted(filter(None, map(sign_of, lines)), key=lambda sign: sign.at)
 
 
-def chaos(folder: Path, *options: object, seconds: float = 110.0, **settings: Any) -> Ran:
+def chaos(folder: Path, *options: object, seconds: float = 220.0, **settings: Any) -> Ran:
     """Runs it to its end.
 
     Args:

@@ -11,9 +11,11 @@ from rankmq.scripts.chaos.faults import FAULTS, Setting, chosen, schedule
 
 from tests.faults.chaos import chaos
 
+pytestmark = pytest.mark.timeout(240)
+
 SLOW = {"freeze-orchestrator-standby"}  # the broker misses heartbeats for twenty seconds
-BROKER = {"restart-broker", "kill-broker"}
-OTHERS = [name for name in FAULTS if name not in SLOW | BROKER | {"kill-group"}]
+BROKER = ["restart-broker", "kill-broker"]
+OTHERS = [name for name in FAULTS if name not in {*SLOW, *BROKER, "kill-group"}]
 
 
 def test_each_fault_once(tmp_path: Path) -> None:
@@ -36,21 +38,16 @@ def test_each_fault_once(tmp_path: Path) -> None:
         assert all(1 < fault["noticed"] < 10 for fault in ran.faults(name)), ran.faults(name)
     assert sum(fault["repeated"] for fault in ran.faults()) > 0
 
-
-def test_each_rank_fault_ends_an_epoch(tmp_path: Path) -> None:
-    """The faults that are told of really happened: the orchestrator has seen them."""
-    ran = chaos(tmp_path, "--each-once", "--ranks", 2, "--in-flight", 16, "--faults", "kill-rank,kill-heir,cut-rank")
-
-    ran.check(100)
+    # They really happened: the orchestrators have seen them.
+    for fault in ran.faults("kill-rank"):
+        assert any(f"rank {fault['ranks'][0]} lost" in reason for reason in fault["reasons"]), fault
     signs = ran.signs()
-    assert sum(sign.word == "ended" for sign in signs) >= 4
-    assert [sign.epoch for sign in signs if sign.word == "ready"] == sorted(
-        {sign.epoch for sign in signs if sign.word == "ready"}
-    )
-    assert all("killed by SIGKILL" in " ".join(fault["reasons"]) for fault in ran.faults("kill-rank"))
+    epochs = [sign.epoch for sign in signs if sign.word == "ready"]
+    assert epochs == sorted(set(epochs))
+    assert len(epochs) >= len(done) - 2  # all but those of the producers
     (heir,) = ran.faults("kill-heir")
     registered = [sign.pid for sign in signs if sign.word == "registered" and sign.rank == heir["ranks"][0]]
-    assert len(set(registered)) >= 3
+    assert len(set(registered)) >= 4  # at first, after kill-rank, and twice here
 
 
 def test_the_seed_decides_what_comes(tmp_path: Path) -> None:
@@ -68,7 +65,7 @@ def test_the_broker_goes_and_comes_back(tmp_path: Path) -> None:
     ran = chaos(tmp_path, "--each-once", "--ranks", 2, "--in-flight", 16, "--faults", ",".join(BROKER))
 
     ran.check(100)
-    assert {fault["fault"] for fault in ran.faults()} == BROKER
+    assert [fault["fault"] for fault in ran.faults()] == BROKER
     assert all("the broker was up again after" in fault["reasons"][0] for fault in ran.faults())
 
 
@@ -87,13 +84,11 @@ def test_either_of_two_groups_may_die(tmp_path: Path) -> None:
 
 
 @pytest.mark.mindspore
-@pytest.mark.timeout(240)
 def test_collectives_through_shared_memory(tmp_path: Path) -> None:
     """On the matmul example in MindSpore: the ranks that survive go on in the same processes."""
     ran = chaos(
         *(tmp_path, "--communication", "shm", "--each-once", "--in-flight", 24),
         *("--faults", "kill-two-ranks,kill-heir,kill-orchestrator-standby"),
-        seconds=220,
     )
 
     ran.check(50)

@@ -128,7 +128,8 @@ class Edge:
     ) -> None:
         self.world = world or ready_world()
         servables = [
-            load(tmp_path, given_, name) if isinstance(given_, str) else given_ for name, given_ in configurations.items()
+            load(tmp_path, given_, name) if isinstance(given_, str) else given_
+            for name, given_ in configurations.items()
         ]
         self.news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.pool = pool

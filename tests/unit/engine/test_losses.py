@@ -1,4 +1,4 @@
-"""Given the rows of a step under which an epoch ended, when it is sorted how they go on, then no row pays for others."""
+"""Given the rows of a step under which an epoch ended, when they are sorted, then no row pays for others."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def quiet(fate):
     return (fate.acked, fate.replies, fate.dead) == (1, [], [])
 
 
-# --------------------------------------------------------------------------------------------------- while it is under way
+# ----------------------------------------------------------------------------------------------- while it is under way
 
 
 def test_the_same_request_joins_the_one_that_is_under_way(edge):
@@ -149,7 +149,7 @@ def test_one_that_joins_is_answered_when_the_first_is_lost_with_its_channel(edge
     assert fates[0].ends == 1
 
 
-# ------------------------------------------------------------------------------------------------------ after its answer
+# ---------------------------------------------------------------------------------------------------- after its answer
 
 
 @pytest.mark.parametrize("redelivered", [False, True])
@@ -260,7 +260,7 @@ def test_without_an_id_nothing_is_remembered(edge):
     only(edge)
 
 
-# -------------------------------------------------------------------------------------------- one id for two requests
+# --------------------------------------------------------------------------------------------- one id for two requests
 
 
 @pytest.mark.parametrize("content_type", [codec.MSGPACK, codec.JSON])
@@ -303,7 +303,7 @@ def test_a_queue_whose_name_is_no_text_gets_nothing_of_a_known_request(edge):
     only(edge)
 
 
-# ------------------------------------------------------------------------------------------- answers that did not arrive
+# ----------------------------------------------------------------------------------------- answers that did not arrive
 
 
 @pytest.mark.parametrize("outcome", [RETURNED, REJECTED])
@@ -378,7 +378,7 @@ def test_a_large_answer_that_the_broker_may_have_lost_is_made_again(make):
     only(heir)
 
 
-# ------------------------------------------------------------------------------------------------------------ who knows
+# ----------------------------------------------------------------------------------------------------------- who knows
 
 
 def test_who_is_known(edge):
