@@ -1,7 +1,8 @@
 """Headers of AMQP messages that the driver cannot read, taken out of the bytes that it reads.
 
 A header may say anything that AMQP has a kind for, such as a moment in the year 60000 (milliseconds given for seconds).
-The driver raises over some of that and gives its connection up, again with each redelivery. Pure: bytes in, bytes out.
+The driver raises over some of that and gives its connection up, again with each redelivery. And a message may come with
+as large headers as a frame can hold, so that one more does not fit. Pure: bytes in, bytes out.
 
 A content header frame: type 2, channel, size; class, weight, size of the body, flags of the properties that are there;
 these in their order, of which content_type and content_encoding come before the headers; the end octet.
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-__all__ = ["mended"]
+__all__ = ["mended", "size_of"]
 
 _HEADER_FRAME = 2
 _PAYLOAD = 7
@@ -31,6 +32,31 @@ _SIZES = {
     **dict.fromkeys(b"LldT", 8),
 }
 _LONG = frozenset(b"SxAF")  # with their length in front
+_LARGEST_SCALAR = 9
+
+
+def size_of(value: object) -> int:
+    """About how many bytes a value takes in a table, with its kind, length or name; never less than it does.
+
+    Args:
+        value: as the driver gives and takes it: text, bytes, a number, a moment, a list or a table.
+    """
+    total, left = 0, [value]
+    while left:  # and no recursion: how deep they are nested is the sender's choice
+        it = left.pop()
+        if isinstance(it, str):
+            total += len(it.encode(errors="surrogatepass")) + 5
+        elif isinstance(it, bytes):
+            total += len(it) + 5
+        elif isinstance(it, Mapping):
+            total += 5
+            left += [*it.keys(), *it.values()]
+        elif isinstance(it, list | tuple):
+            total += 5
+            left += it
+        else:
+            total += _LARGEST_SCALAR
+    return total
 
 
 def mended(frame: bytes) -> bytes | None:

@@ -12,6 +12,8 @@ import logging
 import time
 import uuid
 
+from msgspec import structs
+
 from ..schemas import codec
 from ..schemas.errors import ConnectionLost, RankmqError
 from ..schemas.messages import Answered, AnswersSent
@@ -24,10 +26,13 @@ __all__ = ["AnswerLog"]
 
 log = logging.getLogger(__name__)
 
+_MOST_LOGGED_BYTES = 4096
+"""Larger answers are in the memory of who gave them, and not in the log: twice the bytes through the broker."""
+
+_FIRST_SECONDS = 3.0
 _READ_SECONDS = 30.0
 _PREFETCH = 200
 _MOST_MARKS = 200
-_MOST_ENTRY_BYTES = 4 * 1024 * 1024
 
 
 class AnswerLog:
@@ -52,8 +57,6 @@ class AnswerLog:
         self._hours = hours
         self._most_bytes = most_bytes
         self._session = uuid.uuid4().hex
-        self._pending: list[Answered] = []
-        self._pending_bytes = 0
         self._next_offset: int | None = None
         self._reading = asyncio.Lock()
 
@@ -105,8 +108,16 @@ class AnswerLog:
                 entries.append(entry)
 
         since = time.time() - 3600.0 * self._hours if begin is None else begin
-        await channel.consume(topology.ANSWERS, on_entry, offset=since)
+        tag = await channel.consume(topology.ANSWERS, on_entry, offset=since)
         ends: list[asyncio.Future[object]] = [done, channel.closed]  # type: ignore[list-item]  # any result will do
+        await asyncio.wait(ends, timeout=_FIRST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if self._next_offset is None and not done.done() and not channel.closed.done():
+            # By our clock everything in it is too old; by the broker's there is at least our mark.
+            log.warning(
+                "our clock is ahead of the broker's by more than %d h: the log of answers is not read", self._hours
+            )
+            await channel.cancel(tag)
+            await channel.consume(topology.ANSWERS, on_entry, offset="last")
         await asyncio.wait(ends, timeout=_READ_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if channel.closed.done():
             raise channel.closed.result()
@@ -126,18 +137,14 @@ class AnswerLog:
         return there
 
     def add(self, answered: Answered) -> None:
-        """Puts an answer on record, together with others of this turn of the loop: behind them on their channel."""
-        if not self._pending:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._pending.append(answered)
-        self._pending_bytes += len(answered.body or b"")
-        if self._pending_bytes > _MOST_ENTRY_BYTES:
-            self._flush()
+        """Puts an answer on record, right behind it on its channel.
 
-    def _flush(self) -> None:
-        pending, self._pending, self._pending_bytes = self._pending, [], 0
-        if pending:
-            self._write(tuple(pending))
+        Each by itself: when a connection dies the broker drops what it has read of it and not yet done, so what stands
+        between a reply and its entry is what may be answered twice.
+        """
+        if answered.body is not None and len(answered.body) > _MOST_LOGGED_BYTES:
+            answered = structs.replace(answered, body=None)
+        self._write((answered,))
 
     def _write(self, answers: tuple[Answered, ...], *, settled: bool = False) -> None:
         entry = AnswersSent(
@@ -154,7 +161,6 @@ class AnswerLog:
         Of an orchestrator that is killed the mark stays until the broker is restarted.
         """
         if self._channel.is_open:
-            self._flush()
             self._write((), settled=True)
             await self._channel.delete_exchanges([topology.boot_mark(self._session)])
 

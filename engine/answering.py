@@ -159,6 +159,7 @@ class Answering:
             if outcome is Outcome.CONFIRMED:
                 self._end(open_, served=served)
             elif outcome is Outcome.LOST:
+                self._answers.doubt(open_.key, open_.route)
                 self._ended(open_, None)  # the channel is gone, and the broker has the request back
             else:
                 refused = True

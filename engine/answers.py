@@ -117,10 +117,17 @@ class Answers:
             routed: see `remember`.
         """
         known = self._known.get(answered.id)
-        if known is None or known.at <= at:
+        route = answered.reply_to, answered.correlation_id
+        if known is None or (known.at <= at and route not in known.routes):
             self.remember(answered, at, routed=routed)
-        elif answered.reply_to and known.check == answered.check:
+        elif answered.reply_to and known.check == answered.check:  # what we know by ourselves is not doubted
             known.routes.setdefault((answered.reply_to, answered.correlation_id), routed)
+
+    def doubt(self, key: str, route: tuple[str, str]) -> None:
+        """The connection went before the broker said that it has the answer."""
+        known = self._known.get(key)
+        if known is not None and route in known.routes:
+            known.routes[route] = False
 
     def _trim(self, now: float) -> None:
         while self._bytes > self._most_bytes:

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from ..schemas.errors import GroupUnavailable, InvalidInput
 from .catalog import Catalog
 from .driver import GroupDriver
+from .loop import Loop
 from .runs import MethodRun, RunContext, RunPorts
-from .servable import Pipeline
+from .servable import Pipeline, RepeatStage
 from .slots import Session
 from .ticket import Done, RowResult
 
@@ -54,6 +55,28 @@ class Calls(RunPorts):
 
     def call_subgraph(self, context: RunContext, subgraph: int, rows: Sequence[tuple[Any, ...]], done: Done) -> None:
         """Runs a subgraph of the context's servable over rows."""
+        self._call(context, subgraph, rows, done)
+
+    def repeat_subgraph(
+        self,
+        context: RunContext,
+        stage: RepeatStage,
+        rows: Sequence[tuple[Any, ...]],
+        turns: Sequence[int],
+        done: Done,
+    ) -> None:
+        """Runs a slice of a loop over rows, of each as many turns at most."""
+        self._call(context, stage.subgraph, rows, done, stage.loop, turns)
+
+    def _call(
+        self,
+        context: RunContext,
+        subgraph: int,
+        rows: Sequence[tuple[Any, ...]],
+        done: Done,
+        loop: Loop | None = None,
+        turns: Sequence[int] = (),
+    ) -> None:
         driver = self._drivers.get((context.servable.name, context.servable.version))
         if driver is None:
             error = GroupUnavailable(f"servable {context.servable.name} has no ranks")
@@ -80,6 +103,8 @@ class Calls(RunPorts):
                 lane=context.lane,
                 life=context.life,
                 alone=context.alone,
+                loop=loop,
+                turns=turns,
             )
 
         if driver.servable.slots and context.sessions is not None and context.life.over is None:

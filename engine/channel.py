@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from ..schemas.errors import BrokerUnavailable, ConnectionLost, LimitExceeded, RankmqError
+from .amqp_headers import size_of
 from .confirms import Confirms, Outcome
 from .delivery import Delivery
 from .topology import Binding, Exchange, Queue, Topology
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _RPC_SECONDS: Final = 30.0
 _DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
+_FRAME_OVERHEAD: Final = 3072
+"""Bytes that a message's other properties and the frame itself may take beside the headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +235,8 @@ class Channel:
 
         Raises:
             ConnectionLost: the channel is closed.
-            LimitExceeded: properties that AMQP cannot carry.
+            LimitExceeded: properties that AMQP cannot carry, or headers over which the broker would close the
+                connection.
         """
         if not self._driver.is_open:
             raise ConnectionLost("the channel to the broker is closed")
@@ -240,6 +244,8 @@ class Channel:
         given = self._connection.properties(properties)
         if self._confirms is not None and mandatory and given.message_id is None:
             given.message_id = f"rankmq-{self._confirms.next_tag()}"
+        if given.headers and size_of(given.headers) > self._connection.frame_max - _FRAME_OVERHEAD:
+            raise LimitExceeded(f"headers larger than a frame, which has {self._connection.frame_max} bytes")
         try:
             with self._connection.mapped_errors():
                 self._driver.basic_publish(exchange, routing_key, body, given, mandatory)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..schemas.errors import ServableError
-from .servable import Method, Model, Servable, SubgraphStage, Where
+from .servable import Method, Model, RepeatStage, Servable, SubgraphStage, Where
 
 __all__ = ["check_servable"]
 
@@ -15,8 +15,8 @@ def check_servable(servable: Servable) -> None:
 
     Raises:
         ServableError: with the line, for a subgraph that no model file stands for, calls of one subgraph that do not
-            agree with each other or with its layouts, an input number that no call has, or a `PipelineServable` that
-            names no method of this servable.
+            agree with each other or with its layouts, a loop that names an output that there is not or runs over stages
+            of ranks, an input number that no call has, or a `PipelineServable` that names no method of this servable.
     """
     if not servable.methods and not servable.pipelines:
         raise ServableError(
@@ -25,15 +25,16 @@ def check_servable(servable: Servable) -> None:
         )
     _check_subgraphs(servable)
     _check_counts(servable)
+    _check_loops(servable)
     for model in servable.models:
         _check_batch_inputs(servable, model)
     _check_own_calls(servable)
 
 
-def _stages(servable: Servable) -> Iterator[tuple[Method, SubgraphStage]]:
+def _stages(servable: Servable) -> Iterator[tuple[Method, SubgraphStage | RepeatStage]]:
     for method in servable.methods.values():
         for stage in method.stages:
-            if isinstance(stage, SubgraphStage):
+            if isinstance(stage, SubgraphStage | RepeatStage):
                 yield method, stage
 
 
@@ -55,24 +56,46 @@ def _check_subgraphs(servable: Servable) -> None:
 
 
 def _check_counts(servable: Servable) -> None:
-    seen: dict[int, SubgraphStage] = {}
+    seen: dict[tuple[int, str], tuple[int, Where]] = {}
     for method, stage in _stages(servable):
         declared = servable.subgraph(stage.subgraph)
-        first = seen.setdefault(stage.subgraph, stage)
-        for word, count, layouts, first_count in (
-            ("input", len(stage.inputs), declared.inputs, len(first.inputs)),
-            ("output", stage.outputs_count, declared.outputs, first.outputs_count),
-        ):
+        counts: list[tuple[str, int, Sequence[object] | None]] = [("input", len(stage.inputs), declared.inputs)]
+        if isinstance(stage, SubgraphStage):
+            counts.append(("output", stage.outputs_count, declared.outputs))
+        for word, count, layouts in counts:
             if layouts is not None and len(layouts) != count:
                 raise _error(
                     f"method {method.name} calls subgraph {stage.subgraph} with {count} {word}(s), and it is declared "
                     f"with a layout for {len(layouts)}",
                     stage.where,
                 )
+            first_count, first_where = seen.setdefault((stage.subgraph, word), (count, stage.where))
             if count != first_count:
                 raise _error(
                     f"method {method.name} calls subgraph {stage.subgraph} with {count} {word}(s), and line "
-                    f"{first.where.line} calls it with {first_count}",
+                    f"{first_where.line} calls it with {first_count}",
+                    stage.where,
+                )
+
+
+def _check_loops(servable: Servable) -> None:
+    known = {stage.subgraph: stage.outputs_count for _, stage in _stages(servable) if isinstance(stage, SubgraphStage)}
+    for method, stage in _stages(servable):
+        if not isinstance(stage, RepeatStage):
+            continue
+        if servable.stage_size > 1:
+            raise _error(
+                f"method {method.name} repeats subgraph {stage.subgraph}: that cannot be with stage_size="
+                f"{servable.stage_size}, where no rank has both the inputs and the outputs",
+                stage.where,
+            )
+        layouts, loop = servable.subgraph(stage.subgraph).outputs, stage.loop
+        count = known.get(stage.subgraph) if layouts is None else len(layouts)
+        flag = () if loop.until is None else (loop.until,)
+        for output in (*(output for _, output in loop.feed), *flag, *loop.collect, *loop.last):
+            if isinstance(output, int) and count is not None and output >= count:
+                raise _error(
+                    f"method {method.name} names output {output} of subgraph {stage.subgraph}, which has {count}",
                     stage.where,
                 )
 

@@ -21,6 +21,7 @@ import pika.frame
 import pika.spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils import connection_workflow
+from pika.adapters.utils.io_services_utils import _AsyncTransportBase
 
 from ..schemas.errors import (
     AlreadyRunning,
@@ -127,6 +128,8 @@ def _channel_error(code: int, text: str, method: tuple[int, int] | None) -> Rank
             return AlreadyRunning(f"somebody else holds it: {text}")
         case 403:
             return BrokerRefused(refusal(text, method))
+        case 404 if "down or inaccessible" in text:
+            return ConnectionLost(f"the broker is not all up yet: {text}")
         case 404:
             return BrokerUnavailable(f"not on this broker: {text} (has an orchestrator ever been started there?)")
         case 405:
@@ -139,6 +142,10 @@ def _channel_error(code: int, text: str, method: tuple[int, int] | None) -> Rank
             )
         case _:
             return ConnectionLost(f"the broker closed the channel: {code} {text}")
+
+
+# Of each readable socket pika reads 4 KiB at a time: a call of the loop, and of its parser, for each.
+_AsyncTransportBase._MAX_RECV_BYTES = 128 * 1024
 
 
 class _Driver(AsyncioConnection):  # type: ignore[misc]
@@ -281,6 +288,11 @@ class Connection:
     def max_message(self) -> int:
         """The largest message that the broker takes unless it is told otherwise, in bytes."""
         return (16 if self.server_version >= (4,) else 128) * 1024 * 1024
+
+    @property
+    def frame_max(self) -> int:
+        """The largest frame that both sides agreed on, in bytes; a message's headers must fit into one."""
+        return int(self._driver.params.frame_max) if self._driver is not None else 0
 
     @staticmethod
     def properties(given: Any) -> Any:

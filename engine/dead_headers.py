@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..schemas.errors import RankmqError
+from .amqp_headers import size_of
 from .topology import REQUESTS
 
 __all__ = ["count_of", "deaths_of", "headers_of", "is_added", "origin_of", "text_of"]
 
 _LONGEST_TEXT = 2000
 _MOST_HEADER_BYTES = 64 * 1024
-_LARGEST_SCALAR = 9
 _OURS = frozenset(
     f"rankmq-{name}"
     for name in (
@@ -91,7 +91,7 @@ def is_added(name: str) -> bool:
 
 def _bounded(headers: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Headers that leave room in their frame, which the broker would close the connection over; and those left out."""
-    sizes = {name: _size_of(name) + _size_of(value) for name, value in headers.items()}
+    sizes = {name: size_of(name) + size_of(value) for name, value in headers.items()}
     total, dropped = sum(sizes.values()), []
     for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
         if total <= _MOST_HEADER_BYTES:
@@ -104,19 +104,6 @@ def _bounded(headers: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _sayable(text: str) -> str:
     """Text as a header can carry it: UTF-8, and of a length."""
     return text[:_LONGEST_TEXT].encode(errors="replace").decode()
-
-
-def _size_of(value: object) -> int:
-    """About how many bytes a value takes in an AMQP table, its kind and length included; never less than it does."""
-    if isinstance(value, str):
-        return len(value.encode(errors="surrogatepass")) + 5
-    if isinstance(value, bytes):
-        return len(value) + 5
-    if isinstance(value, Mapping):
-        return 5 + sum(_size_of(name) + _size_of(it) for name, it in value.items())
-    if isinstance(value, list | tuple):
-        return 5 + sum(map(_size_of, value))
-    return _LARGEST_SCALAR
 
 
 def deaths_of(headers: Mapping[str, Any]) -> list[Mapping[str, Any]]:

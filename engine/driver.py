@@ -35,7 +35,10 @@ from .group_ports import GroupPorts
 from .intake import pending_call
 from .ledger import Finished
 from .life import Life
-from .losses import losses_of, session_lost, ticket_of
+from .loop import Loop
+from .loop_plan import LoopPlan
+from .loops import Joining, plan_loops
+from .losses import given_of, losses_of, session_lost, ticket_of
 from .pace import Pace
 from .plan import SubgraphPlan
 from .sender import StepSender
@@ -87,6 +90,7 @@ class GroupDriver:
         self.group = Group(group, rules, self._agree, clock())
         self.id = group
         self.plans: dict[int, tuple[SubgraphPlan, ...]] = {}
+        self.loops: dict[tuple[int, Loop], LoopPlan] = {}
         self.files: tuple[str, ...] = ()
         self.steps = 0
         self.slots = Slots(servable.slots)
@@ -96,6 +100,7 @@ class GroupDriver:
         self._step_timeout = step_timeout
         self._pace = Pace(step_timeout)
         self._batcher = Batcher(self._max_rows)
+        self._joining = Joining()
         self._conveyor: Conveyor | None = None
         self._sender = StepSender(group, ports, max_message)
         self._held: Batch | None = None
@@ -120,6 +125,8 @@ class GroupDriver:
         lane: str = DEFAULT_LANE,
         life: Life | None = None,
         alone: bool = False,
+        loop: Loop | None = None,
+        turns: Sequence[int] = (),
     ) -> None:
         """Runs a subgraph over rows; `done` gets one result or error per row, in order.
 
@@ -133,6 +140,8 @@ class GroupDriver:
             lane: by which the request came: what is urgent overtakes what waits.
             life: of the request; when it ends, rows that wait leave, and what others make of them is dropped.
             alone: the rows share no step with others.
+            loop: run it again and again, for a slice of turns: `done` gets what comes of it packed (see `Turned`).
+            turns: of the loop, per row how many at most; where the ranks are slow, fewer are run.
         """
         if self._closed is not None or not rows:
             done([self._closed for _ in rows if self._closed is not None])
@@ -153,7 +162,16 @@ class GroupDriver:
             ticket.settle_all(reason)
 
         ticket = Ticket(
-            subgraph, rows, lenient=lenient, requests=requests, done=settled, session=session, alone=alone, lane=lane
+            subgraph,
+            rows,
+            lenient=lenient,
+            requests=requests,
+            done=settled,
+            session=session,
+            alone=alone,
+            lane=lane,
+            loop=loop,
+            turns=turns,
         )
         self._tickets[ticket] = None
         life.watch(give_up)
@@ -170,7 +188,8 @@ class GroupDriver:
         if stages is None:
             ticket.settle_all(ModelError(f"subgraph {ticket.subgraph}: the ranks hold {len(self.plans)} graphs"))
             return
-        ticket.pending = pending_call(ticket, stages[0])
+        loop = self.loops[ticket.subgraph, ticket.loop] if ticket.loop is not None else None
+        ticket.pending = pending_call(ticket, stages[0], loop)
         if ticket.pending is not None:
             self._batcher.add(ticket.pending)
 
@@ -213,7 +232,7 @@ class GroupDriver:
         """Starts a new batch, if there is one and room for it."""
         if not conveyor.has_room():
             return False
-        batch, self._held = self._held or self._batcher.take(), None
+        batch, self._held = self._held or self._batcher.take(self._joining), None
         if batch is None:
             return False
         tickets = [ticket_of(call) for call, _ in batch.owners]
@@ -224,10 +243,16 @@ class GroupDriver:
         self._alone = alone
         if len(batch) > 1 and least_bytes(self.plans[batch.subgraph][0], batch.rows) > self._sender.most_bytes:
             self._batcher.split(batch)  # without putting together first what is too large anyway
-        elif not self._issue(conveyor, Flight(batch, 0, batch.rows)):
+        elif not self._issue(conveyor, Flight(batch, 0, batch.rows, self._turns(batch))):
             self._held = batch
             return False
         return True
+
+    def _turns(self, batch: Batch) -> tuple[int, ...]:
+        """How many turns of a loop each row of a batch runs, in a step that ends in time; none where it is no loop."""
+        wanted = batch.turns
+        most = self._pace.turns(batch.subgraph, len(batch), max(wanted, default=0)) if wanted else 0
+        return tuple(min(turns, most) for turns in wanted)
 
     def _issue(self, conveyor: Conveyor, flight: Flight) -> bool:
         """Sends a step; False where it has to wait until others have ended."""
@@ -239,7 +264,9 @@ class GroupDriver:
         except LimitExceeded as error:
             self._part(batch, error)
             return True
-        self.steps += sent
+        if sent:
+            self.steps += 1
+            self._joining.began(batch)
         return sent
 
     def replied(self, reply: RankReply) -> None:
@@ -264,6 +291,7 @@ class GroupDriver:
             return
         if finished is not None:
             self._finish(conveyor, finished)
+            self._joining.ended(finished.item.batch)  # now that its rows are back, those that waited for them may go
         if self.group.state is GroupState.DRAINING and conveyor.outstanding == 0:
             self._do(self.group.drained(now))
         self.pump()
@@ -286,10 +314,14 @@ class GroupDriver:
             self._part(batch, error if isinstance(error, ServingError) else GraphFailed(error.message))
             return
         slowest = max(reply.ran_us for reply in finished.replies.values())
-        self._pace.ran(batch.subgraph, len(batch), slowest / 1e6)
-        columns = {rank: reply.outputs for rank, reply in finished.replies.items()}
+        self._pace.ran(batch.subgraph, len(batch), slowest / 1e6, max(flight.turns, default=0))
+        plan, loop = self.plans[batch.subgraph][flight.stage], batch.loop
         try:
-            rows = self.plans[batch.subgraph][flight.stage].gather(columns, len(batch))
+            if loop is None:
+                columns = {rank: reply.outputs for rank, reply in finished.replies.items()}
+                rows = plan.gather(columns, len(batch))
+            else:
+                rows = loop.gather(plan, finished.replies, given_of(batch), flight.turns)
         except RankmqError as error:
             self._part(batch, error)
             return
@@ -365,6 +397,7 @@ class GroupDriver:
     def _ended(self, epoch: int, reason: str) -> None:
         conveyor, self._conveyor = self._conveyor, None
         self._sender.ended()
+        self._joining.clear()
         voided = conveyor.void() if conveyor is not None else []
         what = (self.id, epoch, len(voided), sum(map(len, voided)), reason)
         log.warning("%s: epoch %d ended, %d steps are void (%d rows): %s", *what, extra={"epoch": epoch})
@@ -407,6 +440,7 @@ class GroupDriver:
             ModelError: the ranks do not fit together, or not to the configuration.
         """
         self.plans = plans = plan_all(self.servable, self.id, graphs)
+        self.loops = plan_loops(self.servable, plans)
         self.files = tuple(graph.file for graph in next(iter(graphs.values())))
         return {rank: rank_plans(plans, rank) for rank in graphs}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 import uuid
@@ -138,9 +139,10 @@ class Front(ServicePorts):
         if not isinstance(asked.reply_to, str):  # bytes, where it is not UTF-8: no queue is called that
             then(Outcome.RETURNED)
             return
+        correlation = asked.correlation_id or asked.message_id
         properties = Properties(
-            message_id=uuid.uuid4().hex,  # not made of the request's, which may be of any length and there twice
-            correlation_id=asked.correlation_id or asked.message_id,
+            message_id=_reply_id(asked.message_id, asked.reply_to, correlation),
+            correlation_id=correlation,
             content_type=content_type,
             delivery_mode=2,
             timestamp=int(time.time()),
@@ -250,6 +252,14 @@ class Front(ServicePorts):
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
+
+
+def _reply_id(message_id: Any, reply_to: str, correlation: Any) -> str:
+    """An id for a reply: should it have to be sent twice, it is the same, by whomever it is sent."""
+    if not message_id:
+        return uuid.uuid4().hex
+    text = f"{message_id!r} {reply_to} {correlation!r}"  # of any length, and the id must be short
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def _report(future: Future[None]) -> None:

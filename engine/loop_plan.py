@@ -126,8 +126,8 @@ class LoopPlan:
         rows = len(turns)
         sent, last = self.sent, {}
         for place, number in enumerate(sent):
-            output = plan.outputs[number]
-            last[number] = output.gather(_columns(output, place, replies), rows, rows)
+            columns = _columns(plan.outputs[number], place, replies)
+            last[number] = plan.outputs[number].gather(columns, rows, rows)
         collected = [
             plan.outputs[number].gather_turns(_columns(plan.outputs[number], len(sent) + place, replies), turns)
             for place, number in enumerate(self.collect)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..schemas.errors import InternalError, SessionLost
 from .batcher import Batch, Owner, PendingCall, age
 from .slots import Session
 from .ticket import Ticket
 
-__all__ = ["Losses", "losses_of", "session_lost", "ticket_of"]
+__all__ = ["Losses", "given_of", "losses_of", "session_lost", "ticket_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,15 @@ def session_lost(session: Session | None) -> SessionLost:
     """The error of a call whose session ended with its epoch."""
     epoch = session.epoch if session is not None else 0
     return SessionLost(f"the ranks lost what they held for it when epoch {epoch} ended")
+
+
+def given_of(batch: Batch) -> list[tuple[Any, ...]]:
+    """The rows of a batch as they were given to their calls."""
+    found = []
+    for call, index in batch.owners:
+        ticket = ticket_of(call)
+        found.append(ticket.rows[ticket.places[index]])
+    return found
 
 
 def ticket_of(call: PendingCall) -> Ticket:

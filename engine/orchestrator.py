@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ..schemas.errors import AlreadyRunning, ConnectionLost
+from ..schemas.errors import AlreadyRunning, BrokerUnavailable, ConnectionLost
 from . import signals
+from .answers import Answers
 from .catalog import Catalog
 from .connection import Connection
 from .front import Pools
@@ -24,6 +25,8 @@ from .settings import Settings
 __all__ = ["Orchestrator"]
 
 log = logging.getLogger(__name__)
+
+_LASTING_SECONDS = 5.0
 
 
 class Orchestrator:
@@ -59,6 +62,7 @@ class Orchestrator:
         self._group = group
         self._on_ready = on_ready
         self._began = time.time()
+        self._answers = Answers(3600.0 * settings.remember_hours, settings.remember_bytes)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
 
@@ -81,7 +85,7 @@ class Orchestrator:
         self._stop = stop = asyncio.Event()
         pools = _Pools(self._settings)
         with signals.on_stop(stop.set), pools:
-            patience, since = self._settings.connect_timeout, 0.0
+            patience, since, failures = self._settings.connect_timeout, 0.0, 0
             while not stop.is_set():
                 connection = await Connection.open(
                     self._settings.address(),
@@ -89,20 +93,26 @@ class Orchestrator:
                     patience=patience,
                     stopped=stop.is_set,
                 )
-                patience = self._settings.reconnect_timeout
+                patience, began = self._settings.reconnect_timeout, self._loop.time()
                 try:
                     await self._serve(connection, pools, stop)
                     since = self._loop.time()
                 except ConnectionLost as error:
                     log.warning("the connection to the broker ended: %s", error.message)
+                    since = since or began
+                    if began - since > patience:
+                        raise BrokerUnavailable(f"the broker takes us and is of no use: {error.message}") from error
                 except AlreadyRunning:
                     # After a cut the broker may hold our own queues until it misses our heartbeats.
-                    if not since or self._loop.time() - since > patience:
+                    if not since or began - since > patience:
                         raise
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(stop.wait(), timeout=1.0)
                 finally:
                     await connection.close()
+                # A broker that comes up takes connections before all of its queues are there.
+                failures = 0 if self._loop.time() - began > _LASTING_SECONDS else failures + 1
+                if failures:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(stop.wait(), timeout=min(1.0, 0.05 * 2**failures))
 
     async def _serve(self, connection: Connection, pools: _Pools, stop: asyncio.Event) -> None:
         """One session, to its end: by the connection's, by a failure, or by our own stop."""
@@ -113,6 +123,7 @@ class Orchestrator:
             self._group,
             self._settings,
             pools.pools,
+            self._answers,
             self._began,
         )
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())

@@ -22,9 +22,20 @@ class Pace:
         self._allowed = step_timeout * _SHARE
         self._timeout = step_timeout
         self._seconds: dict[int, float] = {}
+        self._turns: dict[int, tuple[float, int]] = {}
 
-    def ran(self, subgraph: int, rows: int, seconds: float) -> None:
-        """A step of so many rows took so long on its slowest rank."""
+    def ran(self, subgraph: int, rows: int, seconds: float, turns: int = 0) -> None:
+        """A step of so many rows took so long on its slowest rank.
+
+        Args:
+            subgraph: its number.
+            rows: how many rows.
+            seconds: how long.
+            turns: how many turns of a loop; 0: it was none.
+        """
+        if turns:
+            seconds /= turns
+            self._turns[subgraph] = (seconds, rows)
         new = seconds / rows
         old = self._seconds.get(subgraph, new)
         self._seconds[subgraph] = old + _WEIGHT * (new - old)
@@ -32,6 +43,7 @@ class Pace:
     def overdue(self, subgraph: int, rows: int) -> None:
         """A step of so many rows was not done in the time allowed."""
         self._seconds[subgraph] = max(self._seconds.get(subgraph, 0.0), self._timeout / rows)
+        self._turns.pop(subgraph, None)
 
     def turns(self, subgraph: int, rows: int, most: int) -> int:
         """How many turns of a loop a step of so many rows may have; at least 1, and 1 where nothing is known.
@@ -41,10 +53,10 @@ class Pace:
             rows: how many rows run together.
             most: as many as it may have where they are quick.
         """
-        seconds = self._seconds.get(subgraph)
-        if seconds is None:
+        known = self._turns.get(subgraph)
+        if known is None:
             return 1
-        turn = seconds * rows
+        turn = known[0] * max(1.0, rows / known[1])  # fewer rows may take as long
         return most if turn * most <= self._allowed else max(1, int(self._allowed / turn))
 
     def rows(self, subgraph: int, most: int) -> int:

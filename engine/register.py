@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .caller import call_with, current_caller
 from .declaration import Declaration, current_declaration
+from .loop import loop_of
 from .servable import MethodCall, Model, Pipeline, Subgraph, Where
-from .trace import current_trace, trace_method
+from .trace import Symbol, Trace, current_trace, trace_method
 
 __all__ = [
     "Model",
@@ -29,6 +30,7 @@ __all__ = [
     "declare_servable",
     "register_method",
     "register_pipeline",
+    "repeat",
 ]
 
 log = logging.getLogger(__name__)
@@ -157,14 +159,9 @@ def add_stage(
     if tag is not None and not isinstance(tag, str):
         raise trace.error(f"tag must be a string, not {tag!r}")
     if isinstance(stage, Model):
-        if not any(stage is model for model in current_declaration("register.add_stage").models):
-            raise trace.error("this model was not declared in this file")
         if batch_size is not None:
             raise trace.error("batch_size is for functions; a model's is given where it is declared")
-        count = None if stage.subgraphs is None else len(stage.subgraphs)
-        if not _counts(subgraph, 0) or (count is not None and subgraph >= count):
-            raise trace.error(f"the model {stage.name} has no subgraph {subgraph!r}; it has {_numbers(count)}")
-        return trace.add_subgraph(stage.first_subgraph + subgraph, args, count=outputs_count, tag=tag or "")
+        return trace.add_subgraph(_number_of(stage, subgraph, trace), args, count=outputs_count, tag=tag or "")
     if not callable(stage):
         raise trace.error(f"a stage is a function or a declared model, not {stage!r}")
     if subgraph != 0:
@@ -205,6 +202,64 @@ def call_servable(*args: Any, subgraph: int = 0) -> Any:
     if not _counts(subgraph, 0):
         raise trace.error(f"subgraph must be a whole number from 0, not {subgraph!r}")
     return trace.add_subgraph(subgraph, args, count=None)
+
+
+def repeat(
+    *args: Any,
+    times: Any,
+    feed: Mapping[int | str, int | str],
+    collect: int | str | Sequence[int | str] = (),
+    last: int | str | Sequence[int | str] = (),
+    until: int | str | None = None,
+    at_most: int | None = None,
+    subgraph: int = 0,
+    slice_turns: int = 8,
+    tag: str | None = None,
+) -> Any:
+    """A loop on the ranks: a subgraph is run again and again, each turn on what the turn before gave.
+
+    The ranks feed their own outputs to their own inputs, a slice of turns at a time; only what comes of a slice crosses
+    the broker. Rows of other requests that are in the same loop share the batch: they join it between slices, and leave
+    it when they are done. A row that runs all its turns without being done gives what it has until then.
+
+    Inputs and outputs of the graph are named by their name or by their place from 0; an input's place is that among
+    `args`.
+
+    Args:
+        args: the graph's inputs in the first turn; before them a declared model, if `subgraph` counts within it.
+        times: how many turns at most: a number, or an input of the method or a result of a stage; where that is 0, no
+            turn is run.
+        feed: by input, the output that it is given from the second turn on. What is not fed stays as it was. Every rank
+            must have that output whole and the same (`all_equal` has it checked), or divided as the input is.
+        collect: outputs that are kept of every turn: arrays with the turns along a new first axis.
+        last: outputs that are kept of the last turn.
+        until: an output, a bool or whole number a row: a row for which it is not zero is done with that turn.
+        at_most: the largest `times` that a request may ask for, where they come with it.
+        subgraph: its number.
+        slice_turns: how many turns the ranks run at most before other rows can join; fewer, where they are slow.
+        tag: a word for it, of your own.
+
+    Returns:
+        The symbols of what is collected, then of what is kept of the last turn: one, or a tuple of them.
+
+    Raises:
+        ServableError: outside a method, or an argument that cannot be.
+    """
+    trace = current_trace("repeat")
+    model = args[0] if args and isinstance(args[0], Model) else None
+    if model is not None:
+        args, subgraph = args[1:], _number_of(model, subgraph, trace)
+    elif not _counts(subgraph, 0):
+        raise trace.error(f"subgraph must be a whole number from 0, not {subgraph!r}")
+    if not isinstance(times, Symbol) and not _counts(times, 1):
+        raise trace.error(f"times must be a whole number above 0, or come with the request, not {times!r}")
+    for word, value in (("at_most", 1 if at_most is None else at_most), ("slice_turns", slice_turns)):
+        if not _counts(value, 1):
+            raise trace.error(f"{word} must be a whole number above 0, not {value!r}")
+    if tag is not None and not isinstance(tag, str):
+        raise trace.error(f"tag must be a string, not {tag!r}")
+    loop = loop_of(trace.error, arguments=len(args), feed=feed, until=until, collect=collect, last=last)
+    return trace.add_repeat(subgraph, args, loop, times=times, at_most=at_most, slice_turns=slice_turns, tag=tag or "")
 
 
 def declare_model(
@@ -300,6 +355,16 @@ def _signature(
     if len(set(outputs)) != len(outputs):
         raise declaration.error(f"{kind} {name}: output_names names an output twice: {output_names!r}", where)
     return tuple(inputs), tuple(outputs)
+
+
+def _number_of(model: Model, subgraph: Any, trace: Trace) -> int:
+    """The servable-wide number of a model's subgraph."""
+    if not any(model is declared for declared in current_declaration("a declared model").models):
+        raise trace.error("this model was not declared in this file")
+    count = None if model.subgraphs is None else len(model.subgraphs)
+    if not _counts(subgraph, 0) or (count is not None and subgraph >= count):
+        raise trace.error(f"the model {model.name} has no subgraph {subgraph!r}; it has {_numbers(count)}")
+    return model.first_subgraph + int(subgraph)
 
 
 def _counts(value: Any, least: int) -> bool:

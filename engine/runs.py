@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..schemas.errors import InternalError, RankmqError, StageFailed, TemporaryFailure
 from ..schemas.tensors import dtype_name, from_array
 from . import retry
-from .life import Life
+from .repeats import RepeatRun
+from .run_ports import RunContext, RunPorts, Tally
 from .servable import (
     Constant,
     FunctionStage,
@@ -25,93 +25,19 @@ from .servable import (
     Method,
     Pipeline,
     Ref,
-    Servable,
+    RepeatStage,
     StageRef,
     SubgraphStage,
     outputs_of,
     use_caller,
 )
-from .sessions import InstanceSessions
 from .ticket import Done, RowResult
-from .topology import DEFAULT_LANE
-from .waits import Waits
 
 __all__ = ["MethodRun", "RunContext", "RunPorts", "Tally", "ThreadCaller", "run_function", "run_pipeline"]
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a request took of the ranks.
-
-    Attributes:
-        calls: subgraph calls.
-        seconds: waiting for them, summed over the calls.
-    """
-
-    calls: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """What the runs of one request share.
-
-    Attributes:
-        servable: whose method or pipeline runs.
-        request: the request's id.
-        lenient: whether values may be converted to the graphs' dtypes.
-        tally: kept over all its runs.
-        waits: of the threads that its Python runs on.
-        sessions: what the instance that runs holds on the ranks; None where rows of several instances run together.
-        lane: by which it came.
-        life: whether it is still wanted.
-        max_attempts: how often what fails for a reason that passes is tried.
-        alone: its calls share no step with others': ranks were lost under it more than once.
-    """
-
-    servable: Servable
-    request: str
-    lenient: bool
-    tally: Tally = field(default_factory=Tally)
-    waits: Waits = field(default_factory=Waits)
-    sessions: InstanceSessions | None = None
-    lane: str = DEFAULT_LANE
-    life: Life = field(default_factory=Life)
-    max_attempts: int = 1
-    alone: bool = False
-
-
-class RunPorts(Protocol):
-    """How a run reaches the engine. All but `on_loop` are called on the loop."""
-
-    def call_subgraph(self, context: RunContext, subgraph: int, rows: Sequence[tuple[Any, ...]], done: Done) -> None:
-        """Runs a subgraph of the context's servable over rows."""
-
-    def call_method(
-        self,
-        context: RunContext,
-        servable: str,
-        version: int,
-        method: str,
-        row: tuple[Any, ...],
-        done: Done,
-        *,
-        ports: RunPorts,
-    ) -> None:
-        """Runs a method of any servable on one row, by means of `ports`."""
-
-    def in_pool(self, work: Callable[[], _T], done: Callable[[_T], None]) -> None:
-        """Runs `work` on a thread, then `done` with its result on the loop."""
-
-    def later(self, seconds: float, work: Callable[[], None]) -> None:
-        """Runs `work` on the loop, so many seconds from now."""
-
-    def on_loop(self, work: Callable[[], None]) -> None:
-        """Runs `work` on the loop; may be called from any thread."""
 
 
 class ThreadCaller:
@@ -172,6 +98,16 @@ class _OwnThread(RunPorts):
 
     def call_subgraph(self, context: RunContext, subgraph: int, rows: Sequence[tuple[Any, ...]], done: Done) -> None:
         self._ports.call_subgraph(context, subgraph, rows, done)
+
+    def repeat_subgraph(
+        self,
+        context: RunContext,
+        stage: RepeatStage,
+        rows: Sequence[tuple[Any, ...]],
+        turns: Sequence[int],
+        done: Done,
+    ) -> None:
+        self._ports.repeat_subgraph(context, stage, rows, turns, done)
 
     def call_method(
         self,
@@ -269,6 +205,9 @@ class MethodRun:
 
         if isinstance(stage, SubgraphStage):
             self._ports.call_subgraph(self._context, stage.subgraph, arguments, done)
+        elif isinstance(stage, RepeatStage):
+            times = [self._value(row, stage.times) for row in rows]
+            RepeatRun(self._ports, self._context, stage, arguments, times, done).start()
         else:
             function, caller = stage, ThreadCaller(self._ports, self._context, in_pool=True)
             self._ports.in_pool(lambda: run_function(function, arguments, caller), done)

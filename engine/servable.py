@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from ..schemas.errors import ServableError, StageFailed
 from .caller import Caller, call_with, current_caller, use_caller
 from .layouts import FromRank, InputLayout, OutputLayout, Replicate
+from .loop import Loop
 
 __all__ = [
     "Caller",
@@ -22,6 +23,7 @@ __all__ = [
     "Model",
     "Pipeline",
     "Ref",
+    "RepeatStage",
     "Servable",
     "Stage",
     "StageRef",
@@ -195,7 +197,34 @@ class SubgraphStage:
     tag: str = ""
 
 
-Stage: TypeAlias = FunctionStage | SubgraphStage
+@dataclass(frozen=True)
+class RepeatStage:
+    """A loop on the ranks over a subgraph, by its servable-wide number.
+
+    Attributes:
+        subgraph: its number.
+        inputs: what the first turn is given.
+        times: how many turns a row runs at most.
+        at_most: the largest number that `times` may be.
+        loop: what the turns have to do with each other.
+        slice_turns: how many turns the ranks run before rows can join or leave the batch here.
+        outputs_count: those that are collected of every turn, then those that are kept of the last.
+        where: the line that put it into the method.
+        tag: a word of the configuration's author for it; "" if none.
+    """
+
+    subgraph: int
+    inputs: tuple[Ref, ...]
+    times: Ref
+    at_most: int
+    loop: Loop
+    slice_turns: int
+    outputs_count: int
+    where: Where
+    tag: str = ""
+
+
+Stage: TypeAlias = FunctionStage | SubgraphStage | RepeatStage
 
 
 @dataclass(frozen=True)

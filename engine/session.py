@@ -53,6 +53,7 @@ class Session(FrontOwner):
         group: the name of its group among the servable's replicas.
         settings: see `Settings`.
         pools: the threads for the servables' own Python.
+        answers: what was answered; it outlives the connection.
         began: when the process began, as `time.time()`.
     """
 
@@ -64,6 +65,7 @@ class Session(FrontOwner):
         group: str,
         settings: Settings,
         pools: Pools,
+        answers: Answers,
         began: float,
     ) -> None:
         self._name = orchestrator
@@ -72,6 +74,7 @@ class Session(FrontOwner):
         self._group = group
         self._settings = settings
         self._pools = pools
+        self._answers = answers
         self._began = began
         self._links: dict[tuple[str, int], GroupLink] = {}
         self._idle = asyncio.Event()
@@ -103,7 +106,7 @@ class Session(FrontOwner):
         for servable in self._catalog:
             if servable.models:
                 self._links[servable.name, servable.version] = self._link(servable, connection.max_message)
-        answers = Answers(3600.0 * settings.remember_hours, settings.remember_bytes)
+        answers = self._answers
         hours, most = settings.remember_hours, 4 * settings.remember_bytes
         records = AnswerLog(connection, edge, answers, self._name, hours, most)
         self._front = Front(edge, records, self._pools, self)

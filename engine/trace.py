@@ -15,7 +15,8 @@ import numpy as np
 
 from ..schemas.errors import ServableError
 from .declaration import Declaration
-from .servable import Constant, FunctionStage, InputRef, Method, Ref, Stage, StageRef, SubgraphStage, Where
+from .loop import Loop
+from .servable import Constant, FunctionStage, InputRef, Method, Ref, RepeatStage, Stage, StageRef, SubgraphStage, Where
 
 __all__ = ["Symbol", "Trace", "current_trace", "trace_method"]
 
@@ -119,15 +120,41 @@ class Trace:
         self, subgraph: int, args: tuple[Any, ...], *, count: int | None, tag: str = ""
     ) -> Symbol | tuple[Symbol, ...]:
         """Add a call of a subgraph (servable-wide number)."""
+        inputs = self._graph_inputs(subgraph, args)
+        stage = SubgraphStage(subgraph, inputs, count or 1, self._declaration.here(), tag)
+        return self._add(stage, count, f"subgraph {subgraph}")
+
+    def add_repeat(
+        self,
+        subgraph: int,
+        args: tuple[Any, ...],
+        loop: Loop,
+        *,
+        times: Any,
+        at_most: int | None,
+        slice_turns: int,
+        tag: str = "",
+    ) -> Symbol | tuple[Symbol, ...]:
+        """Add a loop over a subgraph (servable-wide number); `times` a number, or a value of the request."""
+        if isinstance(times, Symbol):
+            if at_most is None:
+                raise self.error("times comes with the request: say what it may be at most (at_most=)")
+        elif at_most is not None:
+            raise self.error("at_most is for times that come with the request")
+        inputs, count = self._graph_inputs(subgraph, args), len(loop.collect) + len(loop.last)
+        most = times if at_most is None else at_most
+        where = self._declaration.here()
+        stage = RepeatStage(subgraph, inputs, self._ref(times), most, loop, slice_turns, count, where, tag)
+        return self._add(stage, count, f"subgraph {subgraph}, repeated")
+
+    def _graph_inputs(self, subgraph: int, args: tuple[Any, ...]) -> tuple[Ref, ...]:
         for value in args:
             if not isinstance(value, Symbol | np.ndarray | np.generic):
                 raise self.error(
                     f"subgraph {subgraph} is given {value!r}: give it an array, or a number with a dtype "
                     "(such as np.float32(1))"
                 )
-        inputs = tuple(self._ref(value) for value in args)
-        stage = SubgraphStage(subgraph, inputs, count or 1, self._declaration.here(), tag)
-        return self._add(stage, count, f"subgraph {subgraph}")
+        return tuple(self._ref(value) for value in args)
 
     def run(self, function: Callable[..., Any], input_names: tuple[str, ...], output_names: tuple[str, ...]) -> Method:
         """Run the method's function on symbols, and make data of what it did."""

@@ -45,7 +45,6 @@ __all__ = ["AgentLink", "RankWork"]
 log = logging.getLogger(__name__)
 
 _REGISTER_AGAIN_SECONDS = 1.0
-_MIB = 1024 * 1024
 _OVERHEAD = 4096
 
 
@@ -102,6 +101,7 @@ class AgentLink:
         self._closing = asyncio.Event()
         self._connection: Connection | None = None
         self._channel: Channel | None = None
+        self._results: Channel | None = None
         self._guard: LockstepGuard | None = None
         self._plane: RankPlane | None = None
         self._epoch = 0
@@ -109,7 +109,7 @@ class AgentLink:
         self._bound = False
         self._step = -1
         self._leaving = ""
-        self._max_message = 16 * _MIB
+        self._max_message = 16 * 1024 * 1024
         self._binding: asyncio.Task[None] | None = None
         self._saying: asyncio.Task[None] | None = None
         self._registering: asyncio.TimerHandle | None = None
@@ -166,7 +166,7 @@ class AgentLink:
         def send() -> None:
             if message.epoch == self._epoch:
                 self._step = message.step
-            self._send(topology.RESULTS, body)
+            self._send(self._results, topology.RESULTS, body, None)
 
         self._on_loop(send)
 
@@ -202,7 +202,7 @@ class AgentLink:
                 except ConnectionLost as error:
                     log.warning("the connection to the broker ended: %s", error.message)
                 finally:
-                    self._channel = None
+                    self._channel = self._results = None
                     self._guard = None
                     self._cancel_registering()
                     await connection.close()
@@ -220,7 +220,9 @@ class AgentLink:
         await channel.declare(topology.rank_bindings(config.group, config.rank, config.agent, count))
         queue = topology.rank_queue(config.group, config.rank, config.agent)
         await channel.consume(queue, self._on_message, no_ack=True, exclusive=True)
-        self._max_message = (16 if connection.server_version >= (4,) else 128) * _MIB
+        self._max_message = connection.max_message
+        # What a step gave needs no word from the broker: if it is lost, the step is overdue, or the connection gone.
+        self._results = await connection.channel(confirm=False, vital=True)
         self._connection, self._channel = connection, channel
         self._register()
 
@@ -381,14 +383,16 @@ class AgentLink:
             self._say(topology.CONTROL, message)
 
     def _say(self, exchange: str, message: Message, then: Callable[[Outcome], None] | None = None) -> bool:
-        return self._send(exchange, codec.encode(message), then)
+        return self._send(self._channel, exchange, codec.encode(message), then)
 
-    def _send(self, exchange: str, body: bytes, then: Callable[[Outcome], None] | None = None) -> bool:
-        channel = self._channel
+    def _send(
+        self, channel: Channel | None, exchange: str, body: bytes, then: Callable[[Outcome], None] | None
+    ) -> bool:
         if channel is None:
             return False
+        confirmed, properties = channel is self._channel, Properties(content_type=codec.MSGPACK)
         try:
-            channel.publish(exchange, str(self._config.group), body, Properties(content_type=codec.MSGPACK), then=then)
+            channel.publish(exchange, str(self._config.group), body, properties, mandatory=confirmed, then=then)
         except ConnectionLost:
             return False
         return True

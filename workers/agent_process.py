@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..engine import logs
+from ..engine.collector import calm
 from ..schemas.errors import ModelError, OperatorError, RankmqError
 from .agent import Agent, AgentConfig
 from .executor import Executor
@@ -95,6 +96,7 @@ def run_agent(config: AgentConfig, pipe: Connection) -> None:
             if importlib.import_module(_BACKEND).scheduler_needed():
                 launcher.start_scheduler(address, size)
 
+        calm()
         Agent(config, executor, scheduler=scheduler, start_scheduler=start_scheduler, alive=launcher.alive).run()
     except RankmqError as error:
         log.error("%s", error.message)

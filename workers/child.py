@@ -105,6 +105,7 @@ def main() -> None:
 
 def _orchestrate(parent: _Parent, order: dict[str, Any]) -> None:
     from ..engine.catalog import Catalog
+    from ..engine.collector import calm
     from ..engine.loader import load_servable
     from ..engine.orchestrator import Orchestrator
 
@@ -118,6 +119,7 @@ def _orchestrate(parent: _Parent, order: dict[str, Any]) -> None:
         for it in order["servables"]
     )
     settings = _settings(parent, order)
+    calm()
     Orchestrator(catalog, settings, group=order["group"], on_ready=lambda: parent.say(event="ready")).run()
 
 

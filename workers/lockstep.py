@@ -114,6 +114,8 @@ class LockstepGuard:
         work = first.work
         inputs: dict[int, tuple[Tensor, ...]] = {}
         expected = 1 if work.stacked else work.rows
+        if isinstance(work, Repeat) and len(work.turns) != work.rows:
+            raise self._refusal(f"step {first.step}: turns for {len(work.turns)} rows, and there are {work.rows}")
         for column in (column for task in tasks for column in task.inputs):
             if column.index in inputs:
                 raise self._refusal(f"step {first.step}: input {column.index} came twice")

@@ -51,6 +51,7 @@ def orchestrator(
 ) -> None:
     """Run an orchestrator for the servables in PATH."""
     from ...engine.catalog import Catalog
+    from ...engine.collector import calm
     from ...engine.distributed import rank_table_of
     from ...engine.orchestrator import Orchestrator
     from ...workers.endpoint import reachable
@@ -61,5 +62,6 @@ def orchestrator(
     tables = {}
     if rank_table is not None:
         tables = {(it.name, it.version): rank_table_of(it, rank_table) for it in catalog if it.models}
+    calm()
     service = Orchestrator(catalog, reachable(settings), rank_tables=tables, group=group)
     run_service(service.run, service.stop)

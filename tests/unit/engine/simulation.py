@@ -24,12 +24,14 @@ from rankmq.schemas.messages import (
     Form,
     RankReply,
     Refused,
+    Repeat,
     Restart,
     Task,
     Welcome,
 )
 from rankmq.schemas.tensors import from_array, to_array
 from rankmq.workers.lockstep import LockstepGuard, Step
+from rankmq.workers.repeating import repeat
 
 from tests.unit.engine.graphs_in_memory import (
     BAD,
@@ -118,6 +120,8 @@ class Agent:
         work, error, columns = step.work, None, ()
         try:
             inputs = [[to_array(tensor) for tensor in column] for column in step.inputs]
+            if isinstance(work, Repeat):
+                return self._repeat(epoch, step, work, inputs)
             calls = [[column[0] for column in inputs]] if work.stacked else list(zip(*inputs, strict=True))
             outputs = [self._call(work.subgraph, arrays) for arrays in calls]
             columns = tuple(
@@ -129,6 +133,21 @@ class Agent:
         took = int(self.world.seconds_per_row * work.rows * 1e6)
         return RankReply(
             group=GROUP, epoch=epoch, step=step.step, rank=self.rank, outputs=columns, error=error, ran_us=took
+        )
+
+    def _repeat(self, epoch: int, step: Step, work: Repeat, inputs: list[list[Array]]) -> RankReply:
+        plan = self.form.plans[work.subgraph]
+        found = repeat(lambda arrays: self._call(work.subgraph, arrays), work, inputs, plan.unstacked_inputs)
+        kept = [(it, found.last[it]) for it in work.last] + [(it, found.collected[it]) for it in work.collect]
+        columns = tuple(
+            Column(index=index, tensors=tuple(map(from_array, arrays)))
+            for index, (output, arrays) in enumerate(kept)
+            if output in plan.returns
+        )
+        took = int(self.world.seconds_per_row * work.rows * max(found.turns) * 1e6)
+        turns = tuple(found.turns)
+        return RankReply(
+            group=GROUP, epoch=epoch, step=step.step, rank=self.rank, outputs=columns, turns=turns, ran_us=took
         )
 
     def _call(self, subgraph: int, arrays: Sequence[Array]) -> list[Array]:

@@ -134,8 +134,24 @@ def test_an_answer_takes_the_place_of_the_one_before(answers):
 def test_what_the_log_says_is_learned(answers):
     answers.learn(answered(reply_to="a"), 5.0, routed=False)
     assert answers.find("m1", 5.0).routes == routes(a=False)
-    answers.learn(answered(reply_to="a"), 6.0, routed=True)
-    assert answers.find("m1", 5.0).routes == routes("a")
+    answers.learn(answered(reply_to="b"), 6.0, routed=True)
+    assert answers.find("m1", 5.0).routes == routes("b", a=False)
+
+
+def test_what_was_seen_to_arrive_is_not_doubted_because_of_the_log(answers):
+    """The broker was restarted: of what the log says it cannot be known, of what it confirmed before it can."""
+    answers.remember(answered(reply_to="a"), 5.0)
+    answers.learn(answered(reply_to="a"), 5.5, routed=False)
+    assert answers.find("m1", 6.0).routes == routes("a")
+
+
+def test_what_was_not_confirmed_is_doubted(answers):
+    answers.remember(answered(reply_to="a"), 5.0)
+    [route] = answers.find("m1", 6.0).routes
+    answers.doubt("m1", route)
+    answers.doubt("m2", route)
+    answers.doubt("m1", ("elsewhere", ""))
+    assert answers.find("m1", 6.0).routes == routes(a=False)
 
 
 def test_what_the_log_says_late_does_not_undo_what_is_known(answers):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import queue
+import time
+
 import numpy as np
 import pytest
 
-from tests.unit.engine.edge import MODEL, ROW, Edge, error_of, errors_of, only, outputs_of
+from tests.unit.engine.edge import MODEL, PATIENCE, ROW, Edge, error_of, errors_of, only, outputs_of
 from tests.unit.engine.graphs_in_memory import BAD
 from tests.unit.engine.servable_files import WORDS
 from tests.unit.engine.simulation import ready_world, steps
@@ -101,14 +104,19 @@ def result(fails, name=1):
 
 def pauses(edge):
     """Runs to the end; gives the pauses that were made, in the order in which they began."""
-    made = []
+    made, until = [], time.monotonic() + PATIENCE
+    while edge.busy or edge.timers or not edge.news.empty() or edge.world.choices():
+        edge.world.run()
+        try:
+            edge.news.get(timeout=0.02)()
+        except queue.Empty:
+            if edge.timers:
+                when, work = edge.timers.pop(0)
+                made.append(when - edge.world.clock())
+                edge.world.clock.now = when
+                work()
+        assert time.monotonic() < until, "something waits for ever"
     edge.run()
-    while edge.timers:
-        (when, work), edge.timers = edge.timers[0], edge.timers[1:]
-        made.append(round(when - edge.world.clock(), 6))
-        edge.world.clock.now = when
-        work()
-        edge.run()
     return made
 
 

@@ -46,7 +46,9 @@ class World:
         self.link._channel = SimpleNamespace(publish=self.publish)
         self.agent = config.agent
 
-    def publish(self, exchange: str, key: str, body: bytes, properties: object, *, then: object) -> None:
+    def publish(
+        self, exchange: str, key: str, body: bytes, properties: object, *, then: object, mandatory: bool = True
+    ) -> None:
         self.said.append(codec.decode_to_orchestrator(body))
 
     def alive(self, *, serving: bool) -> None:
@@ -155,12 +157,13 @@ class Broker:
     server_version = (3, 10, 8)
 
     blocked = False
+    max_message = 1 << 24
 
     def __init__(self) -> None:
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.said: list[object] = []
 
-    async def channel(self, *, vital: bool) -> "Broker":
+    async def channel(self, *, confirm: bool = True, vital: bool = False) -> "Broker":
         return self
 
     async def declare(self, topology: object) -> None:
@@ -169,7 +172,9 @@ class Broker:
     async def consume(self, queue: str, on_message: object, *, no_ack: bool, exclusive: bool) -> None:
         pass
 
-    def publish(self, exchange: str, key: str, body: bytes, properties: object, *, then: object) -> None:
+    def publish(
+        self, exchange: str, key: str, body: bytes, properties: object, *, then: object, mandatory: bool = True
+    ) -> None:
         self.said.append(codec.decode_to_orchestrator(body))
 
     async def close(self) -> None:

@@ -1,0 +1,162 @@
+"""Loops under way: slice after slice, until each row is done.
+
+The ranks run a slice by themselves (`loop_plan`); what comes of it decides here which rows go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..schemas.errors import GraphFailed, InvalidInput, RankmqError, TemporaryFailure
+from . import retry
+from .loop_plan import Turned
+from .run_ports import RunContext, RunPorts
+from .servable import RepeatStage
+from .ticket import Done, RowResult
+
+__all__ = ["LoopRow", "RepeatRun"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(slots=True)
+class LoopRow:
+    """How far one row has come in its loop. Pure.
+
+    Attributes:
+        arguments: of the next slice.
+        left: how many turns it may still run.
+        collected: by slice, what was collected.
+        last: of the newest slice.
+    """
+
+    arguments: tuple[Any, ...]
+    left: int
+    collected: list[tuple[Array, ...]] = field(default_factory=list)
+    last: tuple[Array, ...] = ()
+
+    def took(self, turned: Turned) -> bool:
+        """Takes down what a slice gave.
+
+        Returns:
+            Whether the row is done.
+        """
+        self.arguments = turned.arguments
+        self.left -= turned.turns
+        self.collected.append(turned.collected)
+        self.last = turned.last
+        return turned.stopped or self.left <= 0
+
+    def result(self) -> RowResult:
+        """What the stage gives for it, once it is done."""
+        whole = []
+        for parts in zip(*self.collected, strict=True):
+            if any(part.shape[1:] != parts[0].shape[1:] for part in parts):
+                return GraphFailed(f"an output that is collected has shape {parts[0].shape[1:]}, and another later")
+            whole.append(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        return (*whole, *self.last)
+
+
+class RepeatRun:
+    """One loop over rows.
+
+    Args:
+        ports: how it reaches the engine.
+        context: the request's.
+        stage: the loop.
+        rows: per row the arguments of its first turn.
+        times: per row, how many turns it may run, as it was given.
+        done: called on the loop with one result or error per row.
+    """
+
+    def __init__(
+        self,
+        ports: RunPorts,
+        context: RunContext,
+        stage: RepeatStage,
+        rows: Sequence[tuple[Any, ...]],
+        times: Sequence[Any],
+        done: Done,
+    ) -> None:
+        self._ports = ports
+        self._context = context
+        self._stage = stage
+        self._rows: dict[int, LoopRow] = {}
+        self._results: list[RowResult | None] = [None] * len(rows)
+        self._left = len(rows)
+        self._done = done
+        self._given = list(zip(rows, times, strict=True))
+
+    def start(self) -> None:
+        """Begins with the first slice."""
+        refused: list[tuple[int, RankmqError]] = []
+        for place, (arguments, times) in enumerate(self._given):
+            try:
+                self._rows[place] = LoopRow(arguments, turns_of(times, self._stage.at_most))
+            except InvalidInput as error:
+                refused.append((place, error))
+        for place, refusal in refused:
+            self._settle(place, refusal)
+        if self._rows:
+            self._slice(list(self._rows), 1)
+
+    def _slice(self, places: Sequence[int], attempt: int) -> None:
+        over = self._context.life.over
+        if over is not None:
+            for place in places:
+                self._settle(place, over)
+            return
+        rows = [self._rows[place] for place in places]
+        turns = [min(row.left, self._stage.slice_turns) for row in rows]
+        took = partial(self._took, places, attempt)
+        self._ports.repeat_subgraph(self._context, self._stage, [row.arguments for row in rows], turns, took)
+
+    def _took(self, places: Sequence[int], attempt: int, results: Sequence[RowResult]) -> None:
+        going: list[int] = []
+        again: list[int] = []
+        pause = 0.0
+        for place, result in zip(places, results, strict=True):
+            if isinstance(result, TemporaryFailure):
+                pause = retry.pause_before(result, attempt) or 0.0
+                if attempt < self._context.max_attempts:
+                    again.append(place)
+                else:
+                    self._settle(place, retry.given_up(result, attempt))
+            elif isinstance(result, RankmqError):
+                self._settle(place, result)
+            elif self._rows[place].took(Turned.unpacked(result, self._stage.loop)):
+                self._settle(place, self._rows[place].result())
+            else:
+                going.append(place)
+        if going:
+            self._slice(going, 1)
+        if again:
+            self._ports.later(pause, lambda: self._slice(again, attempt + 1))
+
+    def _settle(self, place: int, result: RowResult) -> None:
+        self._results[place] = result
+        self._left -= 1
+        if self._left == 0:
+            self._done([it for it in self._results if it is not None])
+
+
+def turns_of(times: Any, at_most: int) -> int:
+    """How many turns a row asks for.
+
+    Args:
+        times: as it came: one whole number.
+        at_most: the largest that it may be.
+
+    Raises:
+        InvalidInput: it is none, or too large.
+    """
+    value = np.asarray(times)
+    if value.ndim or value.dtype.kind not in "iu" or not 0 <= int(value) <= at_most:
+        shown = f"{value.dtype} {value.shape}" if value.ndim or value.dtype.kind not in "iu" else str(value)
+        raise InvalidInput(f"times of a loop must be one whole number from 0 to {at_most}, not {shown}")
+    return int(value)
