@@ -152,17 +152,17 @@ class Answering:
                 self._publish(it, body, served=error is None, may_pass=may_pass)
 
     def _publish(self, open_: OpenRequest, body: bytes, *, served: bool, may_pass: bool) -> None:
-        refused = False
+        went = True
 
         def then(outcome: Outcome) -> None:
-            nonlocal refused
+            nonlocal went
+            went = outcome is Outcome.CONFIRMED
             if outcome is Outcome.CONFIRMED:
                 self._end(open_, served=served)
             elif outcome is Outcome.LOST:
                 self._answers.doubt(open_.key, open_.route)
                 self._ended(open_, None)  # the channel is gone, and the broker has the request back
             else:
-                refused = True
                 self._record(open_, "", body, may_pass=may_pass)
                 text = f"the reply queue {open_.reply_to!r} is gone or takes no messages"
                 self._dead_letter(open_, ReplyUnroutable(text))
@@ -172,7 +172,7 @@ class Answering:
         except RankmqError as error:
             self._dead_letter(open_, ReplyUnroutable(f"the reply cannot be sent: {error.message}"))
             return
-        if not refused:
+        if went:  # as far as is known: what was not even written is nothing to remember
             self._record(open_, open_.reply_to, body, may_pass=may_pass)
 
     def _record(self, open_: OpenRequest, reply_to: str, body: bytes, *, may_pass: bool) -> None:

@@ -118,10 +118,17 @@ class Answers:
         """
         known = self._known.get(answered.id)
         route = answered.reply_to, answered.correlation_id
-        if known is None or (known.at <= at and route not in known.routes):
-            self.remember(answered, at, routed=routed)
-        elif answered.reply_to and known.check == answered.check:  # what we know by ourselves is not doubted
-            known.routes.setdefault((answered.reply_to, answered.correlation_id), routed)
+        if known is None or known.check != answered.check or route not in known.routes:
+            if known is None or known.at <= at:
+                self.remember(answered, at, routed=routed)
+            elif answered.reply_to and known.check == answered.check:
+                known.routes[route] = routed
+            return
+        arrived = routed or known.routes[route]  # the one may have seen what the other has not
+        if known.failed and not answered.failed and known.at <= at:  # it was tried again elsewhere
+            self.remember(answered, at, routed=arrived)
+        known = self._known[answered.id]
+        known.routes[route] = arrived
 
     def doubt(self, key: str, route: tuple[str, str]) -> None:
         """The connection went before the broker said that it has the answer."""

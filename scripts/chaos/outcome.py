@@ -50,6 +50,7 @@ class Outcome:
         tally["wrong"] = len(self.tally.wrong)
         tally["lost"] = len(self.tally.lost)
         tally["duplicated"] = len(self.tally.duplicated)
+        tally["repeated"] = self.tally.repeated_replies
         return {
             "good": self.good,
             "setting": dict(self.setting),
@@ -57,10 +58,14 @@ class Outcome:
             "tally": tally,
             "wrong": list(self.tally.wrong),
             "lost": list(self.tally.lost),
-            "duplicated": [{**asdict(it), "during": self.during(it.replies[1].at)} for it in self.tally.duplicated],
+            "duplicated": [self._told(it) for it in self.tally.duplicated],
+            "repeated": [self._told(it) for it in self.tally.repeated],
             "dead_letters": [dict(it) for it in self.dead],
             "problems": list(self.problems),
         }
+
+    def _told(self, it: Duplicate) -> dict[str, Any]:
+        return {**asdict(it), "during": self.during(it.replies[1].at)}
 
 
 def line_of(fault: Suffered) -> str:
@@ -131,6 +136,7 @@ def _tally_table(outcome: Outcome) -> Any:
         ("wrong", len(tally.wrong), _some(tally.wrong)),
         ("lost", len(tally.lost), _some(tally.lost)),
         ("duplicated", len(tally.duplicated), _some(_told(it, outcome) for it in tally.duplicated)),
+        ("repeated replies", tally.repeated_replies, _some(_told(it, outcome) for it in tally.repeated)),
         ("typed errors", sum(tally.errors.values()), errors),
         ("dead letters", len(outcome.dead), _some(f"{it['id']}: {it['code']}" for it in outcome.dead)),
     ]

@@ -1,8 +1,9 @@
 """A producer that speaks AMQP itself, as one in any language would, with a durable reply queue of its own.
 
-It hides nothing: each reply that the broker delivers is written down, a second one too. When it is killed, the next
-process of the same name reads the journal, publishes once more what the broker had not confirmed, under the same
-ids, and takes the answers from the queue.
+It hides nothing: each reply that the broker delivers is written down, a second one too; which of them such a producer
+drops, as the protocol has it, is for `tally` to say. When it is killed, the next process of the same name reads the
+journal, publishes once more what the broker had not confirmed, under the same ids, and takes the answers from the
+queue.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What became of every request, from the producers' journals. Pure.
 
 Accepted is what the broker has confirmed, or answered. A reply that the broker delivers once more because the producer
-had not acknowledged it is the same reply; any other after the first is a duplicate.
+had not acknowledged it is the same reply. Any other after the first is repeated, and dropped where the producer's own
+check tells it: by its message_id, if it says the same as the first. What gets past that check is a duplicate.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Asked:
     accepted: float | None = None
     given_up: str = ""
     replies: list[Reply] = field(default_factory=list)
+    dropped: list[Reply] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,12 @@ class Book:
         if asked is None:
             self.unasked.append(f"{self.producer}-{number}")
             return
-        if redelivered and any(message_id == reply.message_id for reply in asked.replies):
-            self.again += 1
+        same = next((reply for reply in asked.replies if message_id and reply.message_id == message_id), None)
+        if same is not None and same.verdict == verdict:
+            if redelivered:
+                self.again += 1
+            else:
+                asked.dropped.append(Reply(at, message_id, verdict, text))
             return
         if not asked.replies:
             self.answered_at.append(at)
@@ -120,7 +126,9 @@ class Tally:
         right: those whose first answer has the right numbers.
         wrong: answers with other numbers than numpy's, or to what nobody asked; their ids.
         lost: accepted and never answered; their ids.
-        duplicated: requests that got more than one answer.
+        duplicated: requests that got more than one answer, as their producer sees it after its check.
+        repeated: requests of which the producer that speaks AMQP dropped a reply: one with the message_id and the
+            verdict of one before.
         errors: first answers that were typed errors, by code.
         again: replies that the broker delivered a second time, since the producer had not acknowledged the first.
         hidden: replies that the producer library got and dropped, since nobody waited for them any more.
@@ -133,6 +141,7 @@ class Tally:
     wrong: tuple[str, ...]
     lost: tuple[str, ...]
     duplicated: tuple[Duplicate, ...]
+    repeated: tuple[Duplicate, ...]
     errors: dict[str, int]
     again: int
     hidden: int
@@ -141,6 +150,12 @@ class Tally:
     def good(self) -> bool:
         """Whether nothing is wrong, lost or duplicated."""
         return not (self.wrong or self.lost or self.duplicated)
+
+    @property
+    def repeated_replies(self) -> int:
+        """Replies past the first of a request, as they came over the wire, whoever dropped them."""
+        in_sight = sum(len(it.replies) - 1 for it in (*self.duplicated, *self.repeated))
+        return in_sight + self.hidden
 
     @classmethod
     def of(cls, books: Iterable[Book]) -> Tally:
@@ -163,6 +178,11 @@ class Tally:
             ),
             duplicated=tuple(
                 Duplicate(asked.id, asked.sent, tuple(asked.replies)) for asked in answered if len(asked.replies) > 1
+            ),
+            repeated=tuple(
+                Duplicate(asked.id, asked.sent, (asked.replies[0], *asked.dropped))
+                for asked in answered
+                if asked.dropped
             ),
             errors={code: count for code, count in sorted(verdicts.items()) if code != WRONG},
             again=sum(book.again for book in books),

@@ -17,7 +17,6 @@ SCALARS = (
     st.none()
     | st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
-    | st.floats()
     | st.text()
     | st.binary()
     | st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1))

@@ -14,8 +14,10 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from rankmq.engine.answers import Answers
 from rankmq.engine.confirms import Outcome
 from rankmq.schemas import codec
+from rankmq.schemas.errors import ConnectionLost
 from rankmq.schemas.messages import Request
 from rankmq.schemas.tensors import from_array, to_array
 
@@ -98,8 +100,12 @@ class Wire(Edge):
         self.frames: list[Frame] = []
         super().__init__(Path(), {"matmul": matmul()}, **given)
         self.hold = True
+        self.cut = False
 
     def _published(self, publish: Publish, *, dead: bool) -> None:
+        if self.cut:
+            publish.then(LOST)
+            return
         super()._published(publish, dead=dead)
         self.held.clear()
         self.frames.append(Frame("dead" if dead else "reply", publish))
@@ -109,6 +115,8 @@ class Wire(Edge):
         self.frames.append(Frame("entry", answered))
 
     def ack(self, delivery):
+        if self.cut:
+            return
         super().ack(delivery)
         self.frames.append(Frame("ack", delivery.tag))
 
@@ -133,11 +141,12 @@ class Broker(RuleBasedStateMachine):
         self.now = 1000.0
         self.service_starts()
 
-    def service_starts(self):
+    def service_starts(self, answers=None):
         self.sessions += 1
-        self.edge = Wire(max_in_flight=1, max_deliveries=1000)
+        answers = answers or Answers(3600.0, 1 << 20, MOST_IDS)
+        self.edge = Wire(max_in_flight=1, max_deliveries=1000, answers=answers)
+        self.edge.answers = answers
         self.edge.world.clock.now = self.now
-        self.edge.answers._most_ids = MOST_IDS
         for session, at, answered in self.log:
             self.edge.answers.learn(answered, at, routed=session not in self.doubtful)
             self.edge.sent[answered.id, answered.reply_to] += 1
@@ -233,6 +242,17 @@ class Broker(RuleBasedStateMachine):
         self.arrives(written, CONFIRMED)
         self._cut()
         self.service_starts()
+
+    @rule(written=st.integers(0, 12))
+    def connection_is_cut(self, written):
+        """The orchestrator lives on with what it knows; what it still does for the old connection counts for nothing."""
+        self.arrives(written, CONFIRMED)
+        edge = self.edge
+        self._cut()
+        edge.cut = True
+        edge.world.driver.fail_all(ConnectionLost("the connection ended"))
+        edge.run()
+        self.service_starts(edge.answers)
 
     @rule(written=st.integers(0, 12), synced=st.booleans())
     def broker_restarts(self, written, synced):

@@ -37,6 +37,7 @@ def tally(*events):
 
 GOOD = tally(["sent", 1, 0], ["reply", 2, 0, "a", False, "right"])
 TWICE = tally(["sent", 1.0, 0], ["reply", 2.0, 0, "a", False, "right"], ["reply", 2.25, 0, "b", False, "right"])
+REPEATED = tally(["sent", 1.0, 0], ["reply", 2.0, 0, "a", False, "right"], ["reply", 2.5, 0, "a", False, "right"])
 WRONG = tally(["sent", 1, 0], ["reply", 2, 0, "a", False, "wrong", "x"])
 LOST = tally(["sent", 1, 0], ["accepted", 2, 0])
 
@@ -50,6 +51,7 @@ def outcome(found=GOOD, *, faults=(KILLED,), dead=(), problems=()):
     [
         (outcome(), True),
         (outcome(tally(["sent", 1, 0], ["reply", 2, 0, "a", False, "graph_failed"])), True),
+        (outcome(REPEATED), True),
         (outcome(TWICE), False),
         (outcome(WRONG), False),
         (outcome(LOST), False),
@@ -72,6 +74,7 @@ def test_the_outcome_for_a_program():
         "wrong": 0,
         "lost": 0,
         "duplicated": 1,
+        "repeated": 1,
         "errors": {},
         "again": 0,
         "hidden": 0,
@@ -82,7 +85,21 @@ def test_the_outcome_for_a_program():
     assert twice["id"] == "raw-0"
     assert [(it["at"], it["message_id"]) for it in twice["replies"]] == [(2.0, "a"), (2.25, "b")]
     assert twice["during"] == "1 kill-rank"
+    assert told["repeated"] == []
     assert told["dead_letters"] == [{"id": "raw-9", "code": "c", "reason": "r"}]
+
+
+def test_repeated_replies_are_told_beside_what_the_producer_sees():
+    made = outcome(REPEATED)
+    told = made.as_dict()
+    assert (told["tally"]["duplicated"], told["tally"]["repeated"]) == (0, 1)
+    assert [(it["id"], it["during"]) for it in told["repeated"]] == [("raw-0", "1 kill-rank")]
+    console = Console(width=400, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for table in tables(made):
+        console.print(table)
+    (row,) = [line for line in console.export_text().splitlines() if line.startswith("repeated replies")]
+    assert row.split()[2:4] == ["1", "raw-0:"]
+    assert ", and again 0.500 s later (after fault 1 kill-rank)" in row
 
 
 def test_the_fault_after_which_something_happened():

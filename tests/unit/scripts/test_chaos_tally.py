@@ -61,18 +61,41 @@ def test_a_second_reply_is_a_duplicate_and_is_kept_with_its_moment():
 
 
 @pytest.mark.parametrize(
-    ("second", "duplicate"),
+    ("second", "duplicated", "repeated", "again"),
     [
-        (reply(3, 0, "a", redelivered=True), False),
-        (reply(3, 0, "a", redelivered=False), True),
-        (reply(3, 0, "b", redelivered=True), True),
+        (reply(3, 0, "a", redelivered=True), 0, 0, 1),  # the producer was killed before it had acknowledged the first
+        (reply(3, 0, "a"), 0, 1, 0),
+        (reply(3, 0, "b"), 1, 1, 0),
+        (reply(3, 0, "b", redelivered=True), 1, 1, 0),
+        (reply(3, 0, "a", verdict="group_unavailable"), 1, 1, 0),  # it says something else: the check hides nothing
+        (reply(3, 0, "a", redelivered=True, verdict="group_unavailable"), 1, 1, 0),
     ],
 )
-def test_the_same_reply_delivered_again_is_no_duplicate(second, duplicate):
-    """The producer was killed before it had acknowledged the first."""
+def test_a_producer_drops_a_reply_that_it_has_had(second, duplicated, repeated, again):
     found = tally(["sent", 1, 0], reply(2, 0, "a"), second)
-    assert len(found.duplicated) == duplicate
-    assert found.again == (not duplicate)
+    assert len(found.duplicated) == duplicated
+    assert found.repeated_replies == repeated
+    assert found.again == again
+    assert found.good is not bool(duplicated)
+
+
+def test_replies_without_an_id_cannot_be_told_apart():
+    found = tally(["sent", 1, 0], reply(2, 0, ""), reply(3, 0, ""))
+    assert (len(found.duplicated), found.repeated_replies) == (1, 1)
+
+
+def test_repeated_replies_are_counted_each_and_kept_with_their_moments():
+    found = tally(
+        *(["sent", 1, number] for number in (0, 1, 2)),
+        *(reply(2, 0, "a"), reply(3, 0, "a"), reply(4, 0, "a"), reply(4, 1, "b"), reply(5, 2, "c"), reply(6, 2, "d")),
+        *(reply(7, 2, "d"), ["unwanted", 8, "x"]),
+    )
+    assert [(it.id, [reply.at for reply in it.replies]) for it in found.repeated] == [
+        ("raw-0", [2, 3, 4]),
+        ("raw-2", [5, 7]),
+    ]
+    assert [it.id for it in found.duplicated] == ["raw-2"]
+    assert (found.hidden, found.repeated_replies) == (1, 5)
 
 
 def test_wrong_numbers_are_told_with_what_is_wrong():
