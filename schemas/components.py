@@ -13,7 +13,7 @@ from typing import Any
 import msgspec.json
 
 from . import messages, tensors
-from .messages import Reply, Request, Status, ToAgent, ToOrchestrator
+from .messages import AnswersSent, CancelReply, Reply, Request, Status, ToAgent, ToOrchestrator
 from .tensors import DTYPES, MAX_DIMENSIONS, Tensor
 
 __all__ = ["components"]
@@ -28,7 +28,7 @@ def components(prefix: str) -> dict[str, dict[str, Any]]:
     Args:
         prefix: where references find them, such as "#/$defs/".
     """
-    kinds: list[Any] = [Request, Reply, ToAgent, ToOrchestrator, Status, Tensor]
+    kinds: list[Any] = [Request, Reply, CancelReply, ToAgent, ToOrchestrator, Status, AnswersSent, Tensor]
     _, found = msgspec.json.schema_components(kinds, ref_template=prefix + "{name}")
     for name, schema in found.items():
         _describe(schema, getattr(messages, name, None) or getattr(tensors, name))

@@ -40,9 +40,10 @@ def schema(
     with reported():
         import json
 
+        from ...engine.topology import LANES
         from ...schemas.documents import asyncapi, json_schema
 
-        found = json_schema() if document is _Document.json else asyncapi(_names(), _version())
+        found = json_schema() if document is _Document.json else asyncapi(_names(), _version(), {"lane": LANES})
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
 
 
@@ -57,12 +58,13 @@ def _names() -> dict[str, str]:
     rank: Any = "{rank}"
     return {
         "requests_exchange": topology.REQUESTS,
-        "requests_key": "{servable}",
+        "requests_key": "{servable}.{lane}",
         "requests_queue": topology.requests_queue("{servable}", "{lane}"),
         "unrouted_queue": topology.UNROUTED,
         "dead_exchange": topology.DEAD,
-        "dead_key": "{servable}",
+        "dead_key": "{servable}.{lane}",
         "dead_queue": topology.DEAD,
+        "cancel_exchange": topology.CANCEL,
         "subgraph_exchange": topology.subgraph_exchange(group, subgraph),
         "rank_control_exchange": topology.rank_control_exchange(group),
         "rank_key": topology.rank_tag(rank),
@@ -74,6 +76,7 @@ def _names() -> dict[str, str]:
         "group_key": str(group),
         "status_exchange": topology.STATUS,
         "status_queue": topology.status_queue("{orchestrator}"),
+        "answers_queue": topology.ANSWERS,
     }
 
 

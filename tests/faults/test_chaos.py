@@ -4,10 +4,12 @@ The same at length, with what each fault costs: `rankmq chaos`.
 """
 
 import itertools
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from rankmq.scripts.chaos.faults import FAULTS, Setting, chosen, schedule
+from rankmq.workers.collectives.build import find_compiler
 
 from tests.faults.chaos import chaos
 
@@ -84,6 +86,8 @@ def test_either_of_two_groups_may_die(tmp_path: Path) -> None:
 
 
 @pytest.mark.mindspore
+@pytest.mark.skipif(find_spec("mindspore") is None, reason="needs MindSpore")
+@pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
 def test_collectives_through_shared_memory(tmp_path: Path) -> None:
     """On the matmul example in MindSpore: the ranks that survive go on in the same processes."""
     ran = chaos(

@@ -1,19 +1,25 @@
 """Whatever is killed, frozen or cut off: every request is answered, and right."""
 
+import itertools
 import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from rankmq.schemas.errors import AttemptsExhausted
+from rankmq.schemas.messages import GroupStatus
 from rankmq.workers.broker import PrivateBroker
 
 from tests.e2e.load import RANKS, WEIGHT, under_load, write_steady
 from tests.e2e.systems import System, wait_until
+
+PATIENT = {"heartbeats_missed": 60}
+"""However busy the machine is, nobody is taken for silent: what is lost shows by the end of its process or connection."""
 
 Start = Callable[..., System]
 X = np.ones((4, 16), np.float32)
@@ -30,7 +36,7 @@ def kill(*pids: int) -> None:
 
 @pytest.fixture
 def steady(start: Start, tmp_path: Path) -> System:
-    return start(write_steady(tmp_path), heartbeat_seconds=0.5)
+    return start(write_steady(tmp_path), **PATIENT)
 
 
 # ------------------------------------------------------------------------------------------------------------ a rank
@@ -39,10 +45,9 @@ def steady(start: Start, tmp_path: Path) -> System:
 def test_a_killed_rank_under_load(steady: System) -> None:
     before = pids_of(steady)
     with under_load(steady) as load:
+        assert load.answered < 600
         kill(before[1])
-        killed_at = load.answered
         load.finish()
-    assert killed_at < 600
     assert not load.repeated
     steady.wait_ready(epoch=2)
     group = steady.group("steady")
@@ -63,7 +68,7 @@ def test_all_ranks_killed_at_once(steady: System) -> None:
 
 
 def test_one_rank_after_the_other(start: Start, tmp_path: Path) -> None:
-    steady = start(write_steady(tmp_path), max_attempts=RANKS + 1)
+    steady = start(write_steady(tmp_path), max_attempts=RANKS + 1, **PATIENT)
     with under_load(steady, 900) as load:
         for rank in range(RANKS):
             epoch = steady.group("steady").epoch
@@ -77,21 +82,21 @@ def test_one_rank_after_the_other(start: Start, tmp_path: Path) -> None:
 
 def test_a_spare_takes_a_lost_ranks_place(start: Start, tmp_path: Path) -> None:
     """What holds the rank afterwards is a process that was there before the rank was lost."""
-    steady = start(write_steady(tmp_path), spares=1)
+    steady = start(write_steady(tmp_path), spares=1, **PATIENT)
     before = pids_of(steady)
+    parent = psutil.Process(before[2]).parent()
+    (spare,) = wait_until(lambda: {child.pid for child in parent.children()} - set(before), "the spare")
     with under_load(steady) as load:
-        killed_at = time.time()
         kill(before[2])
         steady.wait_ready(epoch=2)
-        heir = pids_of(steady)[2]
-        assert heir not in before
-        assert psutil.Process(heir).create_time() < killed_at
+        assert pids_of(steady)[2] == spare
         load.finish()
     assert not load.repeated
 
 
-def test_a_frozen_rank(steady: System) -> None:
+def test_a_frozen_rank(start: Start, tmp_path: Path) -> None:
     """It says nothing any more, and its process does not end."""
+    steady = start(write_steady(tmp_path), heartbeat_seconds=0.5)
     frozen = pids_of(steady)[3]
     with under_load(steady) as load:
         os.kill(frozen, signal.SIGSTOP)
@@ -99,19 +104,22 @@ def test_a_frozen_rank(steady: System) -> None:
     assert not load.repeated
     steady.wait_ready(epoch=2)
     assert frozen not in pids_of(steady)
-    wait_until(lambda: not psutil.pid_exists(frozen), "the end of the frozen process", 15)
+    wait_until(lambda: not psutil.pid_exists(frozen), "the end of the frozen process")
 
 
 def test_a_rank_that_is_lost_under_every_attempt(start: Start, tmp_path: Path) -> None:
-    system = start(write_steady(tmp_path, long=2000), max_attempts=2)
+    system = start(write_steady(tmp_path, long=4000), max_attempts=2, **PATIENT)
+
+    def under_way(epoch: int) -> GroupStatus | None:
+        group = system.group("steady")
+        return group if group.epoch == epoch and group.state == "ready" and group.in_flight == 1 else None
+
     with system.client("steady", "long") as long, system.client("steady", "once") as once:
         asked = long.infer_async({"x": X})
         for attempt in (1, 2):
-            system.wait_ready(epoch=attempt)
-            wait_until(lambda: system.group("steady").in_flight == 1, "the step")
-            kill(pids_of(system)[0])
+            kill(wait_until(lambda epoch=attempt: under_way(epoch), "the step").ranks[0].pid)
         with pytest.raises(AttemptsExhausted, match="2 times"):
-            asked.result(20)
+            asked.result(30)
         np.testing.assert_allclose(once.infer({"x": X})[0]["y"], X @ WEIGHT, rtol=1e-4)
 
 
@@ -124,7 +132,7 @@ def test_a_rank_whose_end_nobody_saw(build: Start, tmp_path: Path) -> None:
     lost.signal(signal.SIGSTOP)
     kill(system.group("steady").ranks[0].pid, lost.pid)
     system.start_agents()
-    system.wait_ready(seconds=10)
+    system.wait_ready(seconds=30)
 
 
 # ------------------------------------------------------------------------------------------- launcher and orchestrator
@@ -136,7 +144,7 @@ def test_a_killed_launcher(steady: System) -> None:
     with under_load(steady) as load:
         steady.agents.signal(signal.SIGKILL)
         steady.agents.ended()
-        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in before), "the end of the agents", 15)
+        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in before), "the end of the agents")
         steady.start_agents()
         load.finish()
     assert not load.repeated
@@ -185,16 +193,29 @@ def test_a_standby_takes_over(steady: System) -> None:
 
 
 def test_every_connection_is_cut(steady: System, broker: PrivateBroker) -> None:
-    with steady.client("steady", "once", timeout=90) as once, steady.client("steady", "twice", timeout=90) as twice:
+    """Requests are under way when it happens, and are sent until it has."""
+
+    def cut() -> bool:
+        return "the connection to the broker ended" in steady.orchestrator.said
+
+    with (
+        steady.client("steady", "once", timeout=90) as once,
+        steady.client("steady", "twice", timeout=90) as twice,
+        ThreadPoolExecutor(1) as aside,
+    ):
         futures = []
-        for number in range(400):
+        closing = None
+        for number in itertools.count():
             x = np.full((4, 16), number, np.float32)
             futures.append((x, 1, once.infer_async({"x": x})))
             futures.append((x, 3, twice.infer_async({"x": x})))
-        futures[50][2].result(30)
-        broker.ctl("close_all_connections", "--vhost", steady.vhost, "a test")
-        unanswered = sum(not future.done() for _, _, future in futures)
-        assert unanswered > 50, unanswered
+            if number == 100:
+                closing = aside.submit(broker.ctl, "close_all_connections", "--vhost", steady.vhost, "a test")
+            if number > 100:  # so that not more than 200 wait
+                futures[-200][2].result(60)
+            if closing is not None and closing.done() and cut():
+                break
+        closing.result()
         for x, factor, future in futures:
             np.testing.assert_allclose(future.result(90)[0]["y"], factor * (x @ WEIGHT), rtol=1e-3, atol=1e-3)
     assert steady.orchestrator.process.poll() is None
@@ -222,4 +243,4 @@ def test_the_broker_is_killed_and_comes_back(tmp_path: Path) -> None:
                     np.testing.assert_allclose(future.result(90)[0]["y"], x @ WEIGHT, rtol=1e-3, atol=1e-3)
             began = time.monotonic()
             system.stop()
-            assert time.monotonic() - began < 15
+            assert time.monotonic() - began < 25, "it waited for what nobody would answer"

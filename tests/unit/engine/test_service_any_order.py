@@ -137,6 +137,7 @@ class Broker(RuleBasedStateMachine):
         self.log: list[tuple[int, float, Any]] = []
         self.doubtful: set[int] = set()  # sessions whose answers may be lost
         self.may_repeat: set[str] = set()  # ids
+        self.unheard: set[str] = set()  # ids whose answer was refused, which nobody was there to hear
         self.sessions = 0
         self.now = 1000.0
         self.service_starts()
@@ -245,7 +246,7 @@ class Broker(RuleBasedStateMachine):
 
     @rule(written=st.integers(0, 12))
     def connection_is_cut(self, written):
-        """The orchestrator lives on with what it knows; what it still does for the old connection counts for nothing."""
+        """The orchestrator lives on with what it knows; what it does for the old connection counts for nothing."""
         self.arrives(written, CONFIRMED)
         edge = self.edge
         self._cut()
@@ -273,12 +274,13 @@ class Broker(RuleBasedStateMachine):
 
     def _cut(self):
         """The channel ends where the broker has read it; what was unacknowledged is delivered again."""
-        arrived, lost = self.edge.frames[: self.arrived], self.edge.frames[self.arrived :]
-        entries = Counter(it.what.id for it in lost if it.kind == "entry")
-        replies = Counter(it.what.delivery.properties.message_id for it in lost if it.kind == "reply")
-        self.may_repeat |= {key for key in entries if entries[key] > replies[key]}  # cut between a reply and its entry
-        for frame in (*arrived, *lost):
+        for frame in self.edge.frames[self.arrived :][:1]:
+            if frame.kind == "entry":  # cut right between a reply and its entry
+                self.may_repeat.add(frame.what.id)
+        for frame in self.edge.frames:
             if frame.kind in ("reply", "dead") and not frame.told:
+                if frame.outcome in (RETURNED, REJECTED):
+                    self.unheard.add(frame.what.delivery.properties.message_id)
                 self.edge.answer(frame.kind == "dead", frame.what, LOST)
         self.queue = [*self.unacked.values(), *self.queue]
         self.edge.close()
@@ -338,8 +340,10 @@ class Broker(RuleBasedStateMachine):
             assert [fate.ends for fate in self.edge.fates.values()] == [1] * len(self.edge.fates)
             self.nobody_is_told_twice()
             for route in self.sent:
-                *_, queue, _ = route
-                assert queue is None or self.told[route].codes or self.dead[route], f"{route} was lost"
+                key, _, queue, _ = route
+                assert queue is None or key in self.unheard or self.told[route].codes or self.dead[route], (
+                    f"{route} was lost"
+                )
         finally:
             self.edge.close()
 

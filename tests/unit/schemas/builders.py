@@ -15,6 +15,9 @@ from rankmq.schemas.tensors import Tensor, from_array
 
 U64, I64 = 2**64 - 1, -(2**63)
 
+TOLERANT = (messages.Reply, messages.Stats, messages.CancelReply)
+"""A producer goes on reading what has learned to say more."""
+
 EVERY_MESSAGE: list[type[messages.Message]] = sorted(
     (
         kind
@@ -33,6 +36,10 @@ def decoder_of(kind: type[messages.Message]) -> Callable[[bytes], Any]:
         return codec.decode_reply
     if kind is messages.Status:
         return codec.decode_status
+    if kind is messages.CancelReply:
+        return codec.decode_cancel_reply
+    if kind is messages.AnswersSent:
+        return codec.decode_answers_sent
     if kind in messages.ToAgent.__args__:
         return codec.decode_to_agent
     assert kind in messages.ToOrchestrator.__args__, f"nobody decodes {kind.__name__}"
@@ -87,6 +94,8 @@ def _strategy(info: inspect.Type) -> st.SearchStrategy[Any]:
         case inspect.StrType():
             letters = string.ascii_letters + "_"
             return st.builds(str.__add__, st.sampled_from(letters), st.text(letters + string.digits + "-", max_size=63))
+        case inspect.BytesType():
+            return st.binary(max_size=12)
         case inspect.BoolType():
             return st.booleans()
         case inspect.NoneType():
@@ -96,6 +105,8 @@ def _strategy(info: inspect.Type) -> st.SearchStrategy[Any]:
         case inspect.ListType() | inspect.VarTupleType():
             rows = st.lists(_strategy(info.item_type), min_size=info.min_length or 0, max_size=3)
             return rows if isinstance(info, inspect.ListType) else rows.map(tuple)
+        case inspect.TupleType():
+            return st.tuples(*map(_strategy, info.item_types))
         case inspect.DictType():
             return st.dictionaries(st.text(max_size=8), _strategy(info.value_type), max_size=3)
         case inspect.UnionType():
@@ -133,6 +144,8 @@ def _example(info: inspect.Type, *, full: bool) -> Any:
             return 0.5
         case inspect.StrType():
             return "a"
+        case inspect.BytesType():
+            return b"a"
         case inspect.BoolType():
             return True
         case inspect.AnyType():
@@ -140,6 +153,8 @@ def _example(info: inspect.Type, *, full: bool) -> Any:
         case inspect.ListType() | inspect.VarTupleType():
             rows = [_example(info.item_type, full=full)] if full or info.min_length else []
             return rows if isinstance(info, inspect.ListType) else tuple(rows)
+        case inspect.TupleType():
+            return tuple(_example(item, full=full) for item in info.item_types)
         case inspect.DictType():
             return {"a": _example(info.value_type, full=full)} if full else {}
         case inspect.UnionType():

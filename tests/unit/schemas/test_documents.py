@@ -19,11 +19,11 @@ from rankmq.schemas.messages import Reply, Request, ToAgent
 from rankmq.schemas.plain import array_of
 from rankmq.schemas.tensors import DTYPES, Tensor, from_array, numpy_dtype
 
-from .builders import EVERY_MESSAGE, any_of, most
+from .builders import EVERY_MESSAGE, TOLERANT, any_of, most
 
 SCHEMA = json_schema()
 NAMES = {name: f"{name}.{{servable}}.{{lane}}" if name.endswith("queue") else name for name in CHANNEL_NAMES}
-DOCUMENT = asyncapi(NAMES, "1.2.3")
+DOCUMENT = asyncapi(NAMES, "1.2.3", {"lane": ("high", "low")})
 
 
 def validator(name: str) -> jsonschema.Draft202012Validator:
@@ -97,7 +97,7 @@ def test_descriptions_come_from_the_docstrings():
 def test_every_message_is_what_its_schema_says(kind):
     plain = json.loads(msgspec.json.encode(most(kind)))
     validator(kind.__name__).validate(plain)
-    assert validator(kind.__name__).is_valid(plain | {"colour": "green"}) == (kind is Reply)
+    assert validator(kind.__name__).is_valid(plain | {"colour": "green"}) == (kind in TOLERANT)
     assert not validator(kind.__name__).is_valid(plain | {"v": 2})
 
 
@@ -286,18 +286,23 @@ def test_every_message_is_sent_and_received():
             name = message["$ref"].rsplit("/", 1)[1]
             assert name in channel["messages"]
             ways[operation["action"]].add(name)
-    kinds = {kind.__name__ for kind in EVERY_MESSAGE} | {"RequestJson", "ReplyJson", "DeadLetter"}
-    assert ways["send"] == kinds - {"Status"}  # a reply: see below
-    assert ways["receive"] == kinds - {"Status"}
+    kinds = {kind.__name__ for kind in EVERY_MESSAGE}
+    kinds |= {"RequestJson", "ReplyJson", "DeadLetter", "Cancel", "CancelReplyJson"}
+    answered_with = {"Status", "CancelReply", "CancelReplyJson"}  # replies: see below
+    assert ways["send"] == kinds - answered_with
+    assert ways["receive"] == kinds - answered_with
     answers = {message["$ref"].rsplit("/", 1)[1] for one in DOCUMENT["operations"].values() if "reply" in one
                for message in one["reply"]["messages"]}  # fmt: skip
-    assert answers == {"Reply", "ReplyJson", "Status"}
+    assert answers == {"Reply", "ReplyJson"} | answered_with
     assert DOCUMENT["components"]["messages"].keys() == kinds
 
 
 def test_who_asks_is_told_where_the_answer_comes():
     answered = {name for name, operation in DOCUMENT["operations"].items() if "reply" in operation}
-    assert answered == {"sendRequest", "takeRequest", "refuseRequest", "askStatus", "takeStatusQuery"}
+    assert answered == {
+        *("sendRequest", "replayDeadLetter", "takeRequest", "refuseRequest"),
+        *("askCancel", "takeCancel", "askStatus", "takeStatusQuery"),
+    }
     reply = DOCUMENT["operations"]["sendRequest"]["reply"]
     assert reply["address"] == {"location": "$message.header#/reply_to"}
     assert reply["channel"] == {"$ref": "#/channels/replies"}
@@ -312,15 +317,55 @@ def test_each_role_does_something():
 def test_the_properties_of_a_request_are_told():
     headers = DOCUMENT["components"]["messages"]["Request"]["headers"]["properties"]
     assert headers.keys() == {
-        "message_id", "correlation_id", "reply_to", "content_type", "expiration", "priority", "timestamp",
-        "delivery_mode", "headers",
+        "message_id", "correlation_id", "reply_to", "content_type", "content_encoding", "expiration", "priority",
+        "timestamp", "delivery_mode", "headers",
     }  # fmt: skip
-    assert "traceparent" in headers["headers"]["properties"]
+    assert headers["headers"]["properties"].keys() == {"rankmq-deadline", "rankmq-replayed", "traceparent"}
+    assert "known again" in headers["message_id"]["description"]
     for operation in DOCUMENT["operations"].values():
         if "reply" in operation:
             for message in operation["messages"]:
                 location = resolve(DOCUMENT, resolve(DOCUMENT, message["$ref"])["$ref"])["headers"]["properties"]
                 assert "reply_to" in location
+
+
+def test_the_properties_that_are_told_are_json_schemas_that_hold():
+    def accepts(message: str, **properties: Any) -> bool:
+        return jsonschema.Draft7Validator(DOCUMENT["components"]["messages"][message]["headers"]).is_valid(properties)
+
+    for message in DOCUMENT["components"]["messages"].values():
+        jsonschema.Draft7Validator.check_schema(message["headers"])
+    asked = {"message_id": "42", "content_type": JSON, "reply_to": "q", "delivery_mode": 2, "expiration": "30000"}
+    assert accepts("Request", **asked, headers={"rankmq-deadline": 1_753_000_000_000, "mine": "too"})
+    assert not accepts("Request", **asked, headers={"rankmq-deadline": "soon"})
+    for wrong in ({"expiration": 30000}, {"expiration": "1 s"}, {"message_id": "a" * 256}, {"content_type": "text"}):
+        assert not accepts("Request", **(asked | wrong))
+    assert accepts("Cancel", correlation_id="42")
+    assert not accepts("Cancel", message_id="42")
+
+
+def test_a_cancel_goes_to_every_orchestrator_and_comes_back_with_what_became_of_it():
+    ask, take = DOCUMENT["operations"]["askCancel"], DOCUMENT["operations"]["takeCancel"]
+    assert {tag["name"] for tag in ask["tags"]} == {"producer", "operator"}
+    assert ask["bindings"]["amqp"]["mandatory"]
+    channel = resolve(DOCUMENT, ask["channel"]["$ref"])
+    assert channel["bindings"]["amqp"]["exchange"]["name"] == NAMES["cancel_exchange"]
+    assert channel["address"] is None
+    assert resolve(DOCUMENT, take["channel"]["$ref"])["address"] == NAMES["status_queue"]
+    for operation in (ask, take):
+        (message,) = operation["messages"]
+        assert "payload" not in resolve(DOCUMENT, resolve(DOCUMENT, message["$ref"])["$ref"])
+        answers = [resolve(DOCUMENT, resolve(DOCUMENT, it["$ref"])["$ref"]) for it in operation["reply"]["messages"]]
+        assert {it["contentType"] for it in answers} == {codec.MSGPACK, JSON}
+        assert {it["payload"]["$ref"] for it in answers} == {"#/components/schemas/CancelReply"}
+    states = DOCUMENT["components"]["schemas"]["CancelReply"]["properties"]["state"]["enum"]
+    assert set(states) == {"cancelled", "answered", "noted"}
+
+
+def test_the_lanes_are_told_where_a_name_has_one():
+    for channel in DOCUMENT["channels"].values():
+        for name, parameter in channel.get("parameters", {}).items():
+            assert parameter.get("enum") == (["high", "low"] if name == "lane" else None)
 
 
 def test_the_form_in_messagepack_has_the_fields_of_the_form_in_json():
