@@ -193,7 +193,9 @@ class ClientLine:
                 if self._stop.is_set():
                     return
                 if not connection.closed.done():
-                    self._fail_all(ProducerError(f"the broker closed the channel: {channel.closed.result().message}"))
+                    why = channel.closed.result()
+                    refused = isinstance(why, BrokerRefused)
+                    self._fail_all(why if refused else ProducerError(f"the broker closed the channel: {why.message}"))
                 await connection.close()
                 patience = max(self._connect_timeout, _AWAY_SECONDS)
         finally:

@@ -74,7 +74,9 @@ class Custody:
     def _put(self, open_: OpenRequest) -> None:
         token = uuid.uuid4().hex
         delivery, given = open_.delivery, open_.delivery.properties
-        headers = {**delivery.headers, HELD_HEADER: token}
+        # CC and BCC are for who publishes first: they would send the copy to others as well.
+        headers = {name: value for name, value in delivery.headers.items() if name not in ("CC", "BCC")}
+        headers[HELD_HEADER] = token
         try:
             left = seconds_left(given, delivery.headers, self._wall())
         except RankmqError:
@@ -86,6 +88,7 @@ class Custody:
             correlation_id=given.correlation_id,
             reply_to=given.reply_to,
             content_type=given.content_type,
+            content_encoding=given.content_encoding,
             timestamp=given.timestamp,
             priority=given.priority,
             delivery_mode=2,

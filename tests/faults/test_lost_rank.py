@@ -19,7 +19,7 @@ from tests.e2e.load import RANKS, WEIGHT, under_load, write_steady
 from tests.e2e.systems import System, wait_until
 
 PATIENT = {"heartbeats_missed": 60}
-"""However busy the machine is, nobody is taken for silent: what is lost shows by the end of its process or connection."""
+"""However busy the machine is, nobody is taken for silent: who is lost shows by the end of a process or connection."""
 
 Start = Callable[..., System]
 X = np.ones((4, 16), np.float32)
