@@ -15,7 +15,7 @@ import uuid
 from msgspec import structs
 
 from ..schemas import codec
-from ..schemas.errors import ConnectionLost, RankmqError
+from ..schemas.errors import ConfigurationError, ConnectionLost, RankmqError
 from ..schemas.messages import Answered, AnswersSent
 from . import topology
 from .answers import Answers
@@ -61,8 +61,13 @@ class AnswerLog:
         self._reading = asyncio.Lock()
 
     async def open(self) -> None:
-        """Declares it, and reads what is in it."""
-        await self._channel.declare(topology.answers(self._hours, self._most_bytes))
+        """Declares it, and reads what is in it. Bounds that it was declared with before stay."""
+        channel = await self._connection.channel(confirm=False)  # which a refusal closes
+        try:
+            await channel.declare(topology.answers(self._hours, self._most_bytes))
+            await channel.close()
+        except ConfigurationError as error:
+            log.warning("the log of answers keeps the bounds that it has: %s", error.message)
         mark = topology.Exchange(topology.boot_mark(self._session), "fanout", durable=False)
         await self._channel.declare((mark,))
         await self.catch_up()

@@ -48,7 +48,7 @@ class AnswerPorts(Protocol):
         """Publishes the request itself to the dead-letter exchange, with the reason, and the error it met before."""
 
     def answered(self, answered: Answered) -> None:
-        """Puts it on record that a request was answered: behind its reply, on the same channel."""
+        """Puts it on record that a request was answered: the broker has confirmed its reply."""
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledges the delivery."""
@@ -152,43 +152,36 @@ class Answering:
                 self._publish(it, body, served=error is None, may_pass=may_pass)
 
     def _publish(self, open_: OpenRequest, body: bytes, *, served: bool, may_pass: bool) -> None:
-        went = True
-
         def then(outcome: Outcome) -> None:
-            nonlocal went
-            went = outcome is Outcome.CONFIRMED
             if outcome is Outcome.CONFIRMED:
+                # Not before: of a channel that ends, a quorum queue may drop what the broker had read already.
+                self._record(open_, open_.reply_to, body, may_pass=may_pass)
                 self._end(open_, served=served)
             elif outcome is Outcome.LOST:
                 self._answers.doubt(open_.key, open_.route)
                 self._ended(open_, None)  # the channel is gone, and the broker has the request back
             else:
+                self._remember(open_, "", body, may_pass=may_pass)
                 self._record(open_, "", body, may_pass=may_pass)
                 text = f"the reply queue {open_.reply_to!r} is gone or takes no messages"
                 self._dead_letter(open_, ReplyUnroutable(text))
 
+        self._remember(open_, open_.reply_to, body, may_pass=may_pass)
         try:
             self._ports.reply(open_.delivery, body, open_.content_type, then)
         except RankmqError as error:
+            self._answers.doubt(open_.key, open_.route)
             self._dead_letter(open_, ReplyUnroutable(f"the reply cannot be sent: {error.message}"))
-            return
-        if went:  # as far as is known: what was not even written is nothing to remember
-            self._record(open_, open_.reply_to, body, may_pass=may_pass)
 
-    def _record(self, open_: OpenRequest, reply_to: str, body: bytes, *, may_pass: bool) -> None:
+    def _remember(self, open_: OpenRequest, reply_to: str, body: bytes, *, may_pass: bool) -> None:
         """Remembers where the answer went; "": it reached nobody, and is to be sent when it is asked for again."""
         if open_.key:
-            answered = Answered(
-                id=open_.key,
-                check=open_.check,
-                reply_to=reply_to,
-                correlation_id=open_.route[1],
-                content_type=open_.content_type,
-                body=body if len(body) <= MOST_BODY_BYTES else None,
-                failed=may_pass,
-            )
-            self._answers.remember(answered, self._wall())
-            self._ports.answered(answered)
+            self._answers.remember(_answered(open_, reply_to, body, may_pass=may_pass), self._wall())
+
+    def _record(self, open_: OpenRequest, reply_to: str, body: bytes, *, may_pass: bool) -> None:
+        """The same for whoever comes after us."""
+        if open_.key:
+            self._ports.answered(_answered(open_, reply_to, body, may_pass=may_pass))
 
     def _dead_letter(self, open_: OpenRequest, error: RankmqError) -> None:
         def then(outcome: Outcome) -> None:
@@ -213,3 +206,15 @@ class Answering:
 
 def _info(error: RankmqError) -> ErrorInfo:
     return ErrorInfo(code=error.code, message=error.message, side=error.side)
+
+
+def _answered(open_: OpenRequest, reply_to: str, body: bytes, *, may_pass: bool) -> Answered:
+    return Answered(
+        id=open_.key,
+        check=open_.check,
+        reply_to=reply_to,
+        correlation_id=open_.route[1],
+        content_type=open_.content_type,
+        body=body if len(body) <= MOST_BODY_BYTES else None,
+        failed=may_pass,
+    )

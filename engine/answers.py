@@ -5,8 +5,9 @@ Bounded: by how many ids, by the bytes of the answers, by their age. The oldest 
 
 from __future__ import annotations
 
+import sys
 import zlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from ..schemas.messages import Answered
@@ -16,7 +17,7 @@ __all__ = ["MOST_BODY_BYTES", "Answers", "Known", "check_of"]
 MOST_BODY_BYTES = 65_536
 """Larger answers are remembered without their bytes: asked for again from elsewhere, they are made again."""
 
-_MOST_IDS = 100_000
+_MOST_IDS = 50_000
 _MOST_ROUTES = 16
 
 
@@ -61,7 +62,7 @@ class Answers:
         self._most_bytes = most_bytes
         self._most_ids = most_ids
         self._known: OrderedDict[str, Known] = OrderedDict()
-        self._bodies: OrderedDict[str, int] = OrderedDict()
+        self._bodies: deque[Known] = deque()  # in their order, with some that have gone since
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -92,19 +93,22 @@ class Answers:
         """
         key = answered.id
         before = self._known.pop(key, None)
-        self._drop_body(key)
-        known = Known(answered.check, answered.content_type, answered.body, answered.failed, now)
+        if before is not None:
+            self._drop_body(before)
+        known = Known(answered.check, sys.intern(answered.content_type), answered.body, answered.failed, now)
         if answered.reply_to:
             if before is not None and before.check == answered.check:
                 known.routes = before.routes
-            route = answered.reply_to, answered.correlation_id
+            correlation_id = answered.correlation_id
+            # Of a hundred thousand equal strings one is enough.
+            route = sys.intern(answered.reply_to), key if correlation_id == key else correlation_id
             known.routes.pop(route, None)
             known.routes[route] = routed
             while len(known.routes) > _MOST_ROUTES:
                 del known.routes[next(iter(known.routes))]
         self._known[key] = known
         if answered.body is not None:
-            self._bodies[key] = len(answered.body)
+            self._bodies.append(known)
             self._bytes += len(answered.body)
         self._trim(now)
 
@@ -137,16 +141,16 @@ class Answers:
             known.routes[route] = False
 
     def _trim(self, now: float) -> None:
-        while self._bytes > self._most_bytes:
-            key = next(iter(self._bodies))
-            self._drop_body(key)
-            self._known[key].body = None
+        while self._bytes > self._most_bytes or len(self._bodies) > 2 * self._most_ids:
+            self._drop_body(self._bodies.popleft())
         while self._known:
             key, oldest = next(iter(self._known.items()))
             if len(self._known) <= self._most_ids and oldest.at + self._seconds >= now:
                 return
-            self._drop_body(key)
+            self._drop_body(oldest)
             del self._known[key]
 
-    def _drop_body(self, key: str) -> None:
-        self._bytes -= self._bodies.pop(key, 0)
+    def _drop_body(self, known: Known) -> None:
+        if known.body is not None:
+            self._bytes -= len(known.body)
+            known.body = None

@@ -74,6 +74,7 @@ class Front(ServicePorts):
         self._reading: list[Delivery] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._later: set[asyncio.TimerHandle] = set()
         self.service: Service
         self.stopping = False
         self.changed = asyncio.Event()
@@ -220,7 +221,13 @@ class Front(ServicePorts):
 
     def later(self, seconds: float, work: Callable[[], None]) -> None:
         """Runs `work` on the loop, so many seconds from now."""
-        self._loop.call_later(seconds, self._owner.run_guarded, work)
+
+        def run() -> None:
+            self._later.discard(handle)
+            self._owner.run_guarded(work)
+
+        handle = self._loop.call_later(seconds, run)
+        self._later.add(handle)
 
     def in_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Runs `work` on a thread for the functions of methods, then `done` with its result on the loop."""
@@ -255,6 +262,8 @@ class Front(ServicePorts):
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
+        for handle in self._later:
+            handle.cancel()
 
 
 def _reply_id(message_id: Any, reply_to: str, correlation: Any) -> str:

@@ -126,10 +126,10 @@ class LoopPlan:
         rows = len(turns)
         sent, last = self.sent, {}
         for place, number in enumerate(sent):
-            columns = _columns(plan.outputs[number], place, replies)
+            columns = _columns(plan, number, place, replies)
             last[number] = plan.outputs[number].gather(columns, rows, rows)
         collected = [
-            plan.outputs[number].gather_turns(_columns(plan.outputs[number], len(sent) + place, replies), turns)
+            plan.outputs[number].gather_turns(_columns(plan, number, len(sent) + place, replies), turns)
             for place, number in enumerate(self.collect)
         ]
         found = []
@@ -236,9 +236,6 @@ def _check_fed(plan: SubgraphPlan, one: InputPlan, output: OutputPlan) -> None:
     known = [size if -1 not in (size, other) else -1 for size, other in zip(given, taken, strict=False)]
     if output.batched != one.batched:
         raise _error(plan, f"input {one.index} has no batch axis, and cannot be fed from {output}, which has one")
-    if one.spec.dtype != output.spec.dtype or len(taken) != len(given) or not matches(taken, known):
-        takes, gives = describe(one.spec.dtype, taken), describe(output.spec.dtype, given)
-        raise _error(plan, f"input {one.index} takes {takes}, and {output} is {gives}")
     if one.axis is None and not isinstance(output.layout, AllEqual | FromRank):
         raise _error(plan, f"every rank gets input {one.index} whole, and has only a part of {output}: {output.layout}")
     if one.axis is not None and output.layout != Concat(one.axis):
@@ -246,6 +243,9 @@ def _check_fed(plan: SubgraphPlan, one: InputPlan, output: OutputPlan) -> None:
             plan,
             f"input {one.index} is divided, {one.layout}: it can be fed only from an output with concat({one.axis})",
         )
+    if one.spec.dtype != output.spec.dtype or len(taken) != len(given) or not matches(taken, known):
+        takes, gives = describe(one.spec.dtype, taken), describe(output.spec.dtype, given)
+        raise _error(plan, f"input {one.index} takes {takes}, and {output} is {gives}")
 
 
 def _check_flag(plan: SubgraphPlan, until: OutputPlan) -> None:
@@ -273,10 +273,12 @@ def _turns(replies: Mapping[int, RankReply], most: Sequence[int]) -> tuple[int, 
     return turns
 
 
-def _columns(output: OutputPlan, place: int, replies: Mapping[int, RankReply]) -> dict[int, list[Column]]:
-    """By rank that has to send it, the output as the graph numbers it."""
+def _columns(plan: SubgraphPlan, number: int, place: int, replies: Mapping[int, RankReply]) -> dict[int, list[Column]]:
+    """By rank that has to send it, in their order, an output as the graph numbers it."""
     return {
-        rank: [Column(index=output.index, tensors=column.tensors) for column in reply.outputs if column.index == place]
-        for rank, reply in replies.items()
-        if output.needs(rank)
+        rank: [
+            Column(index=number, tensors=column.tensors) for column in replies[rank].outputs if column.index == place
+        ]
+        for rank in plan.ranks
+        if plan.outputs[number].needs(rank)
     }

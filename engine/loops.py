@@ -45,8 +45,8 @@ def plan_loops(servable: Servable, plans: Mapping[int, tuple[SubgraphPlan, ...]]
 class Joining:
     """The loops that have a slice under way, by subgraph and batch key.
 
-    Its rows come back when it ends. Rows that come to the same loop meanwhile wait for them: otherwise there would be two
-    batches, one behind the other, for as long as the loop goes on.
+    Its rows come back when it ends. Rows that come to the same loop meanwhile wait for them: otherwise there would be
+    two batches, one behind the other, for as long as the loop goes on.
     """
 
     def __init__(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from ..engine.connection import Connection
 from ..engine.status import ask_status
@@ -14,11 +16,11 @@ from .show import console
 from .status_page import page
 
 if TYPE_CHECKING:
-    from rich.live import Live
-
     from ..engine.settings import Settings
 
-__all__ = ["watch"]
+__all__ = ["pages", "watch"]
+
+_Show = Callable[[Any], object]
 
 _EVERY_SECONDS = 1.0
 
@@ -37,36 +39,49 @@ def watch(settings: Settings, *, timeout: float) -> None:
     asyncio.run(_watch(settings, timeout))
 
 
-async def _watch(settings: Settings, timeout: float) -> None:
+@contextlib.contextmanager
+def pages() -> Iterator[_Show]:
+    """Shows one page after the other: each in the place of the one before, or below it where there is no terminal."""
     from rich.live import Live
 
-    with Interrupts() as interrupts, Live(console=console(), auto_refresh=False) as live:
-        await interrupts.first(_refresh(live, settings, timeout))
+    out = console()
+    if not out.is_terminal:
+        yield out.print
+        return
+    with Live(console=out, auto_refresh=False) as live:
+        yield lambda shown: live.update(shown, refresh=True)
 
 
-async def _refresh(live: Live, settings: Settings, timeout: float) -> None:
+async def _watch(settings: Settings, timeout: float) -> None:
+    with Interrupts() as interrupts, pages() as show:
+        await interrupts.first(_refresh(show, settings, timeout))
+
+
+async def _refresh(show: _Show, settings: Settings, timeout: float) -> None:
+    from rich.markup import escape
+
     connection = await Connection.open(settings.address(), name="rankmq status", patience=settings.connect_timeout)
     try:
         while True:
             try:
                 if not connection.is_open:
                     connection = await Connection.open(settings.address(), name="rankmq status")
-                await _show(live, connection, settings, timeout)
+                show(await _page(connection, settings, timeout))
             except (BrokerUnavailable, ConnectionLost) as error:
-                live.update(f"{_now()}  {error.message}", refresh=True)
+                show(escape(f"{_now()}  {error.message}"))
             await asyncio.sleep(_EVERY_SECONDS)
     finally:
         await connection.close()
 
 
-async def _show(live: Live, connection: Connection, settings: Settings, timeout: float) -> None:
+async def _page(connection: Connection, settings: Settings, timeout: float) -> Any:
     from rich.console import Group
+    from rich.markup import escape
 
     answers = await ask_status(connection, timeout=timeout)
-    if answers:
-        live.update(Group(f"{_now()}  (Ctrl-C ends this)", page(answers)), refresh=True)
-    else:
-        live.update(f"{_now()}  no orchestrator answers on {settings.address()}", refresh=True)
+    if not answers:
+        return escape(f"{_now()}  no orchestrator answers on {settings.address()}")
+    return Group(f"{_now()}  (Ctrl-C ends this)", page(answers))
 
 
 def _now() -> str:

@@ -15,7 +15,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt", nargs="?", default="What is the capital of France?")
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--method", choices=["generate", "generate_combined"], default="generate")
+    parser.add_argument("--method", choices=["generate", "generate_by_trip", "generate_combined"], default="generate")
     options = parser.parse_args()
     prompt = np.frombuffer(options.prompt.encode(), np.uint8).astype(np.int32)
     instance = {"prompt": prompt, "new_tokens": np.int32(options.new_tokens)}

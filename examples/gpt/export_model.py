@@ -68,11 +68,11 @@ def export_all(shape, weights, model, group=GROUPS["cpu"]):
         model: the folder for the ranks' folders.
         group: the communication group that the collectives name.
     """
-    row = integers(1)
+    row = integers()
     graphs = {
-        "prefill": (Prefill, [integers(1, shape.prompt), row, row]),
+        "prefill": (Prefill, [integers(shape.prompt), row, row]),
         "decode": (Decode, [row, row, row]),
-        "combined": (Combined, [integers(1, shape.context), row]),
+        "combined": (Combined, [integers(shape.context), row]),
     }
     for name, (kind, inputs) in graphs.items():
         network = kind(shape, group)
@@ -82,7 +82,8 @@ def export_all(shape, weights, model, group=GROUPS["cpu"]):
 
 
 def integers(*size):
-    return Tensor(np.zeros(size), ms.int32)
+    """An input of any number of rows: with a number of its own, a graph would have its rows padded up to it."""
+    return Tensor(shape=[None, *size], dtype=ms.int32)
 
 
 def main():

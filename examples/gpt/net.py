@@ -1,14 +1,14 @@
 """A GPT over bytes, as the three graphs that every rank has of it.
 
     Prefill   a prompt goes in whole, the next token comes out; keys and values stay in the slot's part of the caches
-    Decode    one token goes in, at its position; the next one comes out
+    Decode    one token goes in, at its position; the next one comes out, and its position, to go in again
     Combined  everything goes in for every token, and nothing stays: for comparison
 
 It is tensor-parallel. A rank has some of the heads and some of the hidden units of the MLP, and an AllReduce adds up
 what the ranks make of a row after each of the two. Embeddings and the head are small and on every rank, so that every
 rank knows the next token without asking the others.
 
-Nothing here depends on the number of rows: a loaded graph takes any, after `set_inputs(Tensor(shape=[None, ...]))`.
+Nothing here depends on the number of rows, and the graphs are exported for any.
 Where an obvious operator is missing, it is for its cost on a CPU, which the comments name.
 """
 
@@ -212,13 +212,14 @@ class Decode(Gpt):
         x = self.gather(self.token_embedding, token, 0) + self.gather(self.position_embedding, position, 0)
         later = ops.cast(self.positions > ops.expand_dims(position, 1), ms.float32) * HIDDEN
         later = ops.expand_dims(later, 1)
+        following = position + 1
         here, rows = slot * self.context + position, self.rows_of(slot)
         for layer in range(self.layers):
             query, key, value = self.query_key_value(x, layer)
             keys = self.gather(self.scatter(self.kcache[layer], here, key), rows, 0)
             values = self.gather(self.scatter(self.vcache[layer], here, value), rows, 0)
             x = self.mlp(self.attend(x, query, keys, values, later, layer), layer)
-        return self.next_token(x)
+        return self.next_token(x), following
 
     def attend(self, x, query, keys, values, later, layer):
         query = ops.reshape(query, (-1, 1, self.mine)) * self.own_scaled

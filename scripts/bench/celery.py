@@ -113,7 +113,7 @@ def _worker(parent: Line, url: str, concurrency: int, log: Path) -> None:
         except (EOFError, OSError):
             os.kill(os.getpid(), signal.SIGTERM)  # it finishes what it runs
 
-    import celery.signals  # type: ignore
+    import celery.signals
 
     celery.signals.worker_ready.connect(lambda **_: parent.say("ready"), weak=False)
     threading.Thread(target=listen, name="end", daemon=True).start()

@@ -68,7 +68,7 @@ class Writer:
         self._add(texts, 2, self._rows(whole, CONTEXT), [text.size for text in whole])
 
     def _add(self, texts: Sequence[Text], graph: int, *inputs: Any) -> None:
-        (tokens,) = self._executor.run(graph, [np.array(values, np.int32) for values in inputs])
+        tokens, *_ = self._executor.run(graph, [np.array(values, np.int32) for values in inputs])
         for text, token in zip(texts, tokens, strict=True):
             text.tokens.append(int(token))
 

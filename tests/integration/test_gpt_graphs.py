@@ -10,12 +10,12 @@ from rankmq.workers.collectives import segment_name
 from rankmq.workers.rendezvous import free_port
 
 from .gpt_ranks import CACHES, CONTEXT, GRAPHS, PROMPT, SLOTS, Text, run_ranks
+from .gpt_reference import LAYERS, logits, read
 
 pytest.importorskip("mindspore")
 pytestmark = [pytest.mark.mindspore, pytest.mark.timeout(300)]
 
 EXPORT = Path(__file__).parents[2] / "examples" / "gpt" / "export_model.py"
-LAYERS, HEADS = 4, 8
 
 
 def export(folder, ranks):
@@ -34,37 +34,6 @@ def export(folder, ranks):
 def weights(tmp_path_factory):
     """The whole model's, as the export for one rank has kept them; those for several keep the same."""
     return read(export(tmp_path_factory.mktemp("gpt"), 1))
-
-
-def read(model):
-    return {name: array.astype(np.float64) for name, array in np.load(model / "weights.npz").items()}
-
-
-# ---------------------------------------------------------------------------------------------------- the whole model
-
-
-def logits(weights, tokens):
-    """[tokens, vocabulary], in the weights' precision: after each token, what is thought of the next."""
-    x = weights["token_embedding"][tokens] + weights["position_embedding"][: len(tokens)]
-    seen = np.tril(np.ones((len(tokens), len(tokens)), bool))
-    for layer in range(LAYERS):
-        by_head = norm(x) @ weights[f"qkv.{layer}"]
-        by_head = by_head.reshape(len(tokens), 3, HEADS, -1)
-        mixed = [attention(*by_head[:, :, head].swapaxes(0, 1), seen) for head in range(HEADS)]
-        x = x + np.concatenate(mixed, axis=1) @ weights[f"out.{layer}"]
-        hidden = norm(x) @ weights[f"up.{layer}"]
-        x = x + (hidden / (1 + np.exp(-hidden))) @ weights[f"down.{layer}"]
-    return norm(x) @ weights["head"]
-
-
-def attention(query, key, value, seen):
-    scores = np.where(seen, query @ key.T / np.sqrt(query.shape[1]), -np.inf)
-    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return scores / scores.sum(axis=1, keepdims=True) @ value
-
-
-def norm(x):
-    return (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-7)
 
 
 @pytest.fixture(scope="module")

@@ -42,8 +42,36 @@ def prefill(tokens, length):
 
 @register.register_method(output_names=["token"])
 def decode(token, position):
-    token = register.call_servable(token, position, subgraph=DECODE)
+    token, _ = register.call_servable(token, position, subgraph=DECODE)
     return token
+
+
+def start(prompt, new_tokens):
+    """The padded prompt, its length, and how many tokens are to come after the first."""
+    check(prompt, new_tokens)
+    return pad(prompt, np.int32(prompt.size), PROMPT), np.int32(prompt.size), np.int32(new_tokens - 1)
+
+
+def join(first, rest):
+    return np.append(first, rest)
+
+
+@register.register_method(output_names=["tokens"])
+def generate(prompt, new_tokens):
+    """The prompt once, then a loop on the ranks: the token that comes out goes in again, at the next position."""
+    tokens, length, further = register.call_preprocess(start, prompt, new_tokens)
+    token = register.call_servable(tokens, length, subgraph=PREFILL)
+    rest = register.repeat(
+        token,
+        length,
+        subgraph=DECODE,
+        times=further,
+        at_most=CONTEXT,
+        feed={"token": 0, "position": 1},
+        collect=0,
+    )
+    tokens = register.call_postprocess(join, token, rest)
+    return tokens
 
 
 @register.register_method(output_names=["token"])
@@ -66,8 +94,8 @@ def check(prompt, new_tokens):
 
 
 @register.register_pipeline(output_names=["tokens"])
-def generate(prompt, new_tokens):
-    """The prompt once, then a token at a time."""
+def generate_by_trip(prompt, new_tokens):
+    """The prompt once, then a trip to the ranks for each token, to compare."""
     check(prompt, new_tokens)
     token = first.run(prompt, np.int32(prompt.size))
     tokens = [token]

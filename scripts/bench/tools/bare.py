@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from ....engine.connection import pika  # type: ignore[attr-defined]  # the driver itself, from the module that has it
+import pika
+
 from ....schemas.errors import OperatorError
 
 __all__ = ["Answers", "Line", "Producer"]

@@ -11,7 +11,7 @@ from typing import Any
 
 os.environ.setdefault("PICKLE_PROTOCOL", "5")  # read by kombu when it is imported; arrays cost least with it
 
-import celery  # type: ignore
+import celery
 import numpy as np
 
 __all__ = ["PREFETCH", "celery_app", "settings_in_words", "worker_arguments"]

@@ -236,7 +236,7 @@ def _write_split(executor: Any, texts: Sequence[Array], new: int) -> Written:
     written, turns = [tokens], list[float]()
     for turn in range(new - 1):
         began = time.perf_counter()
-        (tokens,) = executor.run(1, [tokens, lengths + np.int32(turn), slots])
+        tokens, _ = executor.run(1, [tokens, lengths + np.int32(turn), slots])
         turns.append((time.perf_counter() - began) * 1e3)
         written.append(tokens)
     return Written(np.stack(written, axis=1).tolist(), prefill, turns)

@@ -147,7 +147,7 @@ class Edge:
         self.sent: Counter[tuple[str | None, str | None]] = Counter()
         self.wakes: list[float] = []
         self.timers: list[tuple[float, Callable[[], None]]] = []
-        self.answers = Answers(3600.0, 1 << 20)
+        self.answers: Answers = given.setdefault("answers", Answers(3600.0, 1 << 20))
         self.service = Service(
             Catalog(servables),
             {("matmul", 1): self.world.driver},
@@ -160,7 +160,6 @@ class Edge:
                 "max_deliveries": 3,
                 "max_in_flight": 10_000,
                 "max_message": 1 << 20,
-                "answers": self.answers,
                 **given,
             },
         )
@@ -251,13 +250,13 @@ class Edge:
         def run() -> None:
             try:
                 result = work()
+                self.on_loop(lambda: done(result))
             except BaseException as error:
                 self.on_loop(partial(_fail, error))
                 raise
             finally:
                 with self.lock:
-                    self.busy -= 1
-            self.on_loop(lambda: done(result))
+                    self.busy -= 1  # after its news is there: `run` ends when nobody is busy and there is none
 
         pool.submit(run)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from rankmq.engine.driver import GroupDriver, RowResult
 from rankmq.engine.group import Group, GroupRules, GroupState
+from rankmq.engine.servable import Method
 from rankmq.engine.topology import RANK_ALL
 from rankmq.schemas import codec
 from rankmq.schemas.errors import LockstepError, OperatorError, RankmqError
@@ -174,13 +175,14 @@ class World:
         step_timeout: float = 60.0,
         collectives: bool = False,
         slots: int = 0,
+        methods: dict[str, Method] | None = None,
     ) -> None:
         self.clock = Clock()
         self.infos = infos(ranks, stacked=stacked, rows=rows, collectives=collectives)
         self.ranks = ranks
         self.window = window
         self.driver = GroupDriver(
-            servable(ranks, stacked=stacked, batch_size=batch_size, slots=slots),
+            servable(ranks, stacked=stacked, batch_size=batch_size, slots=slots, methods=methods),
             GROUP,
             GroupRules(size=ranks, window=window),
             self,

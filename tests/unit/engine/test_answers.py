@@ -145,6 +145,28 @@ def test_what_was_seen_to_arrive_is_not_doubted_because_of_the_log(answers):
     assert answers.find("m1", 6.0).routes == routes("a")
 
 
+def test_what_was_doubted_is_known_to_have_arrived_when_the_log_says_so(answers):
+    """The connection was cut, and the broker had taken the answer: its entry is there, and no restart since."""
+    answers.remember(answered(reply_to="a"), 5.0002)
+    answers.doubt("m1", ("a", "c1"))
+    answers.learn(answered(reply_to="a", body=None), 5.0, routed=False)
+    assert answers.find("m1", 6.0).routes == routes(a=False)
+    for at in (5.0, 5.001):  # the entry has whole milliseconds, of a moment later
+        answers.doubt("m1", ("a", "c1"))
+        answers.learn(answered(reply_to="a", body=None), at, routed=True)
+        assert answers.find("m1", 6.0).routes == routes("a")
+        assert answers.find("m1", 6.0).body == b"answer"
+
+
+def test_a_request_that_another_served_after_we_had_failed_is_served(answers):
+    answers.remember(answered(failed=True, body=b"sorry"), 5.0)
+    answers.learn(answered(body=b"right"), 6.0, routed=False)
+    known = answers.find("m1", 6.0)
+    assert (known.failed, known.body, known.routes) == (False, b"right", routes("q"))
+    answers.learn(answered(failed=True, body=b"sorry"), 7.0, routed=False)
+    assert answers.find("m1", 7.0).body == b"right"
+
+
 def test_what_was_not_confirmed_is_doubted(answers):
     answers.remember(answered(reply_to="a"), 5.0)
     [route] = answers.find("m1", 6.0).routes
@@ -199,7 +221,7 @@ class Memory(RuleBasedStateMachine):
         if found and found[3] > self.now - ago and self.answers.find(key, self.now):
             self.answers.learn(answered(key, found[0], queue, b"old"), self.now - ago, routed=True)
             if queue:
-                found[4].setdefault(queue, True)
+                found[4][queue] = True
 
     @rule(seconds=st.integers(1, 40))
     def time_passes(self, seconds):

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from rankmq.engine.answers import MOST_BODY_BYTES
 from rankmq.engine.confirms import Outcome
+from rankmq.engine.connection import Properties
+from rankmq.engine.delivery import Delivery
 from rankmq.schemas import codec
+from rankmq.schemas.errors import ConnectionLost
 
 from tests.unit.engine.edge import MODEL, ROW, SERVED, Edge, error_of, errors_of, only, outputs_of
 from tests.unit.engine.graphs_in_memory import BAD
@@ -92,6 +95,18 @@ def test_each_queue_that_asks_for_it_meanwhile_gets_one_copy(edge):
     for queue in ("a", "b", "c", None):
         assert quiet(ask(edge, reply_to=queue)), queue
     assert [record.reply_to for record in edge.records] == ["a", "b", "c"]
+    only(edge)
+
+
+def test_each_question_that_is_asked_meanwhile_gets_one_copy(edge):
+    """A question is told from a repeated publish by its correlation id, without which the message id stands for it."""
+    questions = [None, "c1", "c1", "m1", "c2"]
+    fates = [edge.ask("scale", {"x": ROW}, message_id="m1", correlation_id=question) for question in questions]
+    edge.run()
+    assert [len(fate.replies) for fate in fates] == [1, 1, 0, 0, 1]
+    assert quiet(ask(edge, correlation_id="c2"))
+    assert quiet(ask(edge))
+    assert rows_run(edge) == 1
     only(edge)
 
 
@@ -210,6 +225,18 @@ def test_an_engine_that_failed_is_asked_anew_and_a_mere_redelivery_is_not(edge):
     for queue in ("answers", "b"):
         assert error_of(ask(edge, row=BAD_ROW, reply_to=queue))[0] == "graph_failed"
     assert rows_run(edge) == before + 2
+    only(edge)
+
+
+@pytest.mark.parametrize("code", ["deadline_exceeded", "cancelled"])
+def test_what_nobody_wanted_any_more_may_be_wanted_again(edge, code):
+    late = {"headers": {"rankmq-deadline": 1}} if code == "deadline_exceeded" else {}
+    if code == "cancelled":
+        edge.service.cancel("m1")
+    assert error_of(ask(edge, **late))[0] == code
+    assert quiet(ask(edge, redelivered=True))
+    assert outputs_of(ask(edge)) == RIGHT
+    assert rows_run(edge) == 1
     only(edge)
 
 
@@ -353,6 +380,36 @@ def test_an_answer_that_the_broker_may_have_lost_is_sent_again(make):
     only(heir)
 
 
+def test_an_answer_that_was_on_its_way_when_the_connection_went_is_sent_again(make):
+    """The memory outlives the connection, and knows what was not confirmed."""
+    edge = make()
+    edge.hold = True
+    ask(edge)
+    edge.answer(*edge.held.popleft(), LOST)
+    heir = make(answers=edge.answers)
+    assert outputs_of(ask(heir, redelivered=True)) == RIGHT
+    assert rows_run(heir) == 0
+    assert quiet(ask(heir, redelivered=True))
+    only(heir)
+
+
+def test_what_was_done_for_a_connection_that_is_gone_is_nothing_to_remember(make):
+    """It was never written, and its request is delivered again."""
+    edge = make()
+    edge.hold = True
+    asked = edge.ask("scale", {"x": ROW}, message_id="m1")
+    edge.ask("scale", {"x": ROW}, message_id="m1", reply_to="b")
+    edge.reply = lambda delivery, body, content_type, then: then(LOST)  # as on a closed channel
+    edge.world.driver.fail_all(ConnectionLost("the connection to the broker ended"))
+    assert asked.replies == []
+    assert edge.records == []
+    heir = make(answers=edge.answers)
+    assert outputs_of(ask(heir, redelivered=True)) == RIGHT
+    assert outputs_of(ask(heir, redelivered=True, reply_to="b")) == RIGHT
+    only(heir)
+    edge.ended = 0  # what the service says of deliveries on a channel that is gone is not counted
+
+
 def test_a_failure_that_the_broker_may_have_lost_is_sent_again(make):
     edge = make()
     ask(edge, row=BAD_ROW)
@@ -383,13 +440,7 @@ def test_a_large_answer_that_the_broker_may_have_lost_is_made_again(make):
 
 def test_who_is_known(edge):
     def knows(**properties):
-        seen = []
-        service, receive = edge.service, edge.service.receive
-        service.receive = seen.append
-        edge.deliver(b"", **properties)
-        del edge.fates[len(edge.fates)]
-        service.receive = receive
-        return service.knows(seen[0])
+        return edge.service.knows(Delivery(b"", 1, "rankmq.requests", "matmul", True, Properties(**properties)))
 
     assert not knows(message_id="m1")
     assert knows(message_id=None)  # there is nothing to look for

@@ -144,9 +144,8 @@ class Broker(RuleBasedStateMachine):
 
     def service_starts(self, answers=None):
         self.sessions += 1
-        answers = answers or Answers(3600.0, 1 << 20, MOST_IDS)
+        answers = Answers(3600.0, 1 << 20, MOST_IDS) if answers is None else answers
         self.edge = Wire(max_in_flight=1, max_deliveries=1000, answers=answers)
-        self.edge.answers = answers
         self.edge.world.clock.now = self.now
         for session, at, answered in self.log:
             self.edge.answers.learn(answered, at, routed=session not in self.doubtful)

@@ -7,6 +7,10 @@ import sys
 
 import pytest
 import typer
+from rankmq.engine.dead_headers import headers_of
+from rankmq.engine.dead_letters import REPLAYED_HEADER
+from rankmq.engine.deadline import DEADLINE_HEADER
+from rankmq.engine.topology import LANES
 from rankmq.schemas import errors
 from rankmq.schemas.errors import OperatorError, RankmqError
 from rankmq.scripts.app import app
@@ -14,7 +18,13 @@ from rankmq.scripts.options import with_settings
 from rankmq.scripts.report import Usage, exit_code, reported
 from typer.testing import CliRunner
 
-COMMANDS = ("agents", "broker", "demo", "infer", "orchestrator", "schema", "status", "up")
+COMMANDS = (
+    *("agents", "bench", "broker", "cancel", "chaos", "dead", "demo", "infer", "orchestrator", "schema", "status"),
+    "up",
+)
+GROUPS = {"dead": ("list", "show", "replay", "purge")}
+"""Commands that have commands."""
+LINES = [(name,) for name in COMMANDS if name not in GROUPS] + [(name, it) for name in GROUPS for it in GROUPS[name]]
 SHARED = ("--broker-url", "--tls-ca-file", "--tls-cert-file", "--tls-key-file", "--state", "--config", "--log-level")
 
 
@@ -42,15 +52,32 @@ def test_help_lists_every_command():
     assert "Exit codes: 0 done" in plain(result.output)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_has_examples(command):
-    result = run(command, "--help")
+def test_these_are_all_there_are():
+    commands = typer.main.get_command(app).commands
+    assert set(commands) == set(COMMANDS)
+    assert {name: set(it.commands) for name, it in commands.items() if hasattr(it, "commands")} == {
+        name: set(names) for name, names in GROUPS.items()
+    }
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_help_of_a_command_has_examples(line):
+    result = run(*line, "--help")
     assert result.exit_code == 0
     text = plain(result.output)
-    assert command == "demo" or f"    rankmq {command}" in text
-    if command != "schema":
+    assert line == ("demo",) or f"    rankmq {' '.join(line)}" in text
+    if line not in (("schema",), ("chaos",)):  # they ask nobody's broker
         for option in SHARED:
             assert f"{option} " in text
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_help_of_a_group_lists_its_commands(group):
+    for arguments in ((group, "--help"), (group,)):  # no command is a question for help there too
+        text = plain(run(*arguments).output)
+        for command in GROUPS[group]:
+            assert re.search(rf"^│ {command}\s", text, re.MULTILINE)
+            assert f"    rankmq {group} {command}" in text
 
 
 def test_no_command_is_a_question_for_help():
@@ -58,7 +85,11 @@ def test_no_command_is_a_question_for_help():
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nothing",), ("up",), ("infer", "a"), ("status", "--nothing"), ("schema", "yaml"), ("up", "a", "-v")]
+    "arguments",
+    [
+        *(("nothing",), ("up",), ("infer", "a"), ("status", "--nothing"), ("schema", "yaml"), ("up", "a", "-v")),
+        *(("cancel",), ("dead", "nothing"), ("dead", "show"), ("bench", "nothing"), ("chaos", "--ranks", "0")),
+    ],
 )
 def test_a_wrong_command_line_is_exit_code_2(arguments):
     assert run(*arguments).exit_code == 2
@@ -74,10 +105,25 @@ def test_schema_documents_are_json_with_the_names_of_the_topology():
     assert "Request" in json.loads(run("schema").output)["$defs"]
     document = json.loads(run("schema", "asyncapi").output)
     assert document["channels"]["requestsQueue"]["address"] == "rankmq.requests.{servable}.{lane}"
+    assert document["channels"]["requestsQueue"]["parameters"]["lane"]["enum"] == list(LANES)
+    assert document["channels"]["requests"]["address"] == "{servable}.{lane}"
+    assert document["channels"]["cancel"]["bindings"]["amqp"]["exchange"]["name"] == "rankmq.cancel"
     assert document["channels"]["rankQueue"]["address"] == "rankmq.{servable}.v{version}.{group}.rank.{rank}.{agent}"
     assert document["channels"]["tasks"]["bindings"]["amqp"]["exchange"]["name"] == (
         "rankmq.{servable}.v{version}.{group}.subgraph.{subgraph}"
     )
+
+
+def test_the_headers_in_the_document_are_those_that_are_sent():
+    messages = json.loads(run("schema", "asyncapi").output)["components"]["messages"]
+    asked = messages["Request"]["headers"]["properties"]["headers"]["properties"]
+    dead = messages["DeadLetter"]["headers"]["properties"]["headers"]["properties"]
+    where = {"request": "1", "attempts": 1, "exchange": "", "routing_key": "m", "now": 1.0, "epoch": 2}
+    headers = headers_of(errors.InvalidInput("x"), **where, headers={"large": "x" * 200_000, DEADLINE_HEADER: 5})
+    assert asked.keys() == {DEADLINE_HEADER, REPLAYED_HEADER, "traceparent"}
+    assert dead.keys() == headers.keys() | asked.keys()
+    for name, value in headers.items():
+        assert dead[name]["type"] == ("integer" if isinstance(value, int) else "string")
 
 
 def failure(result) -> str:
@@ -89,7 +135,7 @@ def failure(result) -> str:
 
 
 def test_nothing_runs_here():
-    for arguments in (("status",), ("infer", "a", "b", "-i", "x=1")):
+    for arguments in (("status",), ("infer", "a", "b", "-i", "x=1"), ("cancel", "a"), ("dead", "list")):
         result = run(*arguments)
         assert result.exit_code == 3
         assert "nothing runs here with the state folder" in failure(result)

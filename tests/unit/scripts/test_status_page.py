@@ -5,6 +5,7 @@ from rankmq.schemas.messages import Forming, GroupId, GroupStatus, QueueStatus, 
 from rankmq.scripts.progress import StartProgress
 from rankmq.scripts.show import console
 from rankmq.scripts.status_page import _duration, _ranges, page
+from rankmq.scripts.watch import pages
 from rankmq.workers.local import Progress
 
 
@@ -98,3 +99,22 @@ def test_each_step_of_a_start_is_a_line(capsys):
         "2 of 8 ranks have loaded their graphs",
         "ready",
     ]
+
+
+def test_page_after_page_without_a_terminal_is_line_after_line(capsys):
+    with pages() as show_page:
+        for second in range(2):
+            show_page(f"12:00:0{second}")
+            assert capsys.readouterr().out == f"12:00:0{second}\n"  # at once: a program may wait for it
+    assert capsys.readouterr().out == ""
+
+
+def test_on_a_terminal_a_page_takes_the_place_of_the_one_before(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with pages() as show_page:
+        show_page("first\npage")
+        show_page("second\npage")
+    out = capsys.readouterr().out
+    assert out.index("first") < out.index("\x1b[1A") < out.index("second")
+    assert out.endswith("\n\x1b[?25h")  # the next prompt has a line of its own, and a cursor
