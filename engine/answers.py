@@ -146,9 +146,11 @@ class Answers:
         while self._known:
             key, oldest = next(iter(self._known.items()))
             if len(self._known) <= self._most_ids and oldest.at + self._seconds >= now:
-                return
+                break
             self._drop_body(oldest)
             del self._known[key]
+        while self._bodies and self._bodies[0].body is None:
+            self._bodies.popleft()
 
     def _drop_body(self, known: Known) -> None:
         if known.body is not None:
