@@ -33,9 +33,7 @@ def norm(x):
     return (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-7)
 
 
-def greedy(weights, prompt, new):
-    """The `new` tokens after a prompt, each the one that is thought best of."""
-    text = list(prompt)
-    for _ in range(new):
-        text.append(int(logits(weights, np.array(text))[-1].argmax()))
-    return text[len(prompt) :]
+def best(weights, prompt, tokens):
+    """What the whole model gives for each of the tokens after a prompt, given those before it."""
+    text = np.append(prompt, tokens[:-1]).astype(int)
+    return logits(weights, text)[len(prompt) - 1 :].argmax(axis=1).tolist()

@@ -178,7 +178,7 @@ async def test_an_entry_is_behind_the_answer_that_it_is_about(address):
         await writer.connection.closed
         await reader.log.catch_up()
         known = len(reader.answers)
-        assert 0 < known < 500
+        assert known > 0
         assert all(reader.knows(f"m{number}") for number in range(known))
         assert (await reader.channel.depth("q")).messages - known in (0, 1)
 
