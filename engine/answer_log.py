@@ -1,8 +1,9 @@
 """The log of answers on the broker: a stream that every orchestrator writes and, when it takes up its work, reads.
 
-An entry follows the answers that it is about on the same channel. So whoever finds it knows that the broker had taken
-those before, and does not send them again; unless the broker was restarted since, which may have lost them: then the
-transient exchange that the writer had declared is gone.
+An entry is written once the broker has confirmed the answer that it is about. So whoever finds it does not send that
+again; unless the broker was restarted since, and the queue with it may be another of the same name: then the transient
+exchange that the writer had declared is gone. That an entry stands behind its answer on the same channel would not be
+enough: when a channel ends, a quorum queue may drop what it was sent over it, and a stream keeps what came after.
 """
 
 from __future__ import annotations
@@ -142,10 +143,9 @@ class AnswerLog:
         return there
 
     def add(self, answered: Answered) -> None:
-        """Puts an answer on record, right behind it on its channel.
+        """Puts an answer on record that the broker has confirmed, before its request is acknowledged.
 
-        Each by itself: when a connection dies the broker drops what it has read of it and not yet done, so what stands
-        between a reply and its entry is what may be answered twice.
+        Each by itself and at once: what is not on record yet is answered twice when the connection dies.
         """
         if answered.body is not None and len(answered.body) > _MOST_LOGGED_BYTES:
             answered = structs.replace(answered, body=None)

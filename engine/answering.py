@@ -152,7 +152,11 @@ class Answering:
                 self._publish(it, body, served=error is None, may_pass=may_pass)
 
     def _publish(self, open_: OpenRequest, body: bytes, *, served: bool, may_pass: bool) -> None:
+        went = True
+
         def then(outcome: Outcome) -> None:
+            nonlocal went
+            went = outcome is Outcome.CONFIRMED
             if outcome is Outcome.CONFIRMED:
                 # Not before: of a channel that ends, a quorum queue may drop what the broker had read already.
                 self._record(open_, open_.reply_to, body, may_pass=may_pass)
@@ -166,12 +170,13 @@ class Answering:
                 text = f"the reply queue {open_.reply_to!r} is gone or takes no messages"
                 self._dead_letter(open_, ReplyUnroutable(text))
 
-        self._remember(open_, open_.reply_to, body, may_pass=may_pass)
         try:
             self._ports.reply(open_.delivery, body, open_.content_type, then)
         except RankmqError as error:
-            self._answers.doubt(open_.key, open_.route)
             self._dead_letter(open_, ReplyUnroutable(f"the reply cannot be sent: {error.message}"))
+            return
+        if went:  # as far as is known: what was not even written is nothing to remember
+            self._remember(open_, open_.reply_to, body, may_pass=may_pass)
 
     def _remember(self, open_: OpenRequest, reply_to: str, body: bytes, *, may_pass: bool) -> None:
         """Remembers where the answer went; "": it reached nobody, and is to be sent when it is asked for again."""

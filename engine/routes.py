@@ -10,8 +10,12 @@ from .topology import DEFAULT_LANE, LANES, REQUESTS, UNROUTED
 __all__ = ["dropped", "lane_of"]
 
 
-def lane_of(delivery: Delivery) -> str:
+def lane_of(delivery: Delivery, servable: str) -> str:
     """The lane of a request, by its routing key: `<servable>` or `<servable>.<lane>`; or by the queue it was put into.
+
+    Args:
+        delivery: the request.
+        servable: which its body names; a key that names another has no say in it.
 
     Raises:
         InvalidInput: there is no such lane.
@@ -19,8 +23,8 @@ def lane_of(delivery: Delivery) -> str:
     key = delivery.routing_key
     if not delivery.exchange:
         key = key.removeprefix(f"{REQUESTS}.")
-    _, dot, lane = key.partition(".")
-    if not dot:
+    name, _, lane = key.partition(".")
+    if name != servable or not lane:
         return DEFAULT_LANE
     if lane not in LANES:
         raise InvalidInput(f"the routing key {key!r:.80} names no lane: <servable>.<lane>, lane {', '.join(LANES)}")

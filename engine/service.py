@@ -143,8 +143,9 @@ class Service:
                 self._by_key[key] = open_
             if unreadable is not None:
                 raise unreadable
-            lane = self._check_way(open_)
+            self._check_way(open_)
             request = codec.decode_request(delivery.body, open_.content_type, self._limits)
+            lane = lane_of(delivery, request.servable)
             servable, entry = self._catalog.resolve(request.servable, request.version, request.method)
         except RankmqError as error:
             self._answering.fail(open_, error)
@@ -189,19 +190,14 @@ class Service:
             return False
         return True
 
-    def _check_way(self, open_: OpenRequest) -> str:
-        """Whether the request may be served still, by what its message says.
-
-        Returns:
-            The lane that it came by.
-        """
+    def _check_way(self, open_: OpenRequest) -> None:
+        """Whether the request may be served still, by what its message says."""
         delivery, now = open_.delivery, self._clock()
         reason = dropped(delivery)
         if reason == "expired":
             raise DeadlineExceeded("it waited in its queue for longer than it was given")
         if reason is not None:
             raise AttemptsExhausted(f"the broker gave it up: {reason}")
-        lane = lane_of(delivery)
         if open_.attempts > self._max_deliveries:
             text = f"delivered {open_.attempts} times without an outcome; {self._max_deliveries} are allowed"
             raise AttemptsExhausted(text)
@@ -214,7 +210,6 @@ class Service:
             self._ports.wake_at(open_.deadline)
         if open_.key and self._noted.pop(open_.key, self) is None:
             raise Cancelled("somebody asked for it to be given up before it was taken")
-        return lane
 
     def _admit(self) -> None:
         """Starts what may be started; requests that end while they are started let further ones start."""

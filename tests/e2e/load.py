@@ -78,6 +78,7 @@ class Load:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._failure: BaseException | None = None
         self._stop = threading.Event()
+        self._had: set[str] = set()
         self.answers: dict[str, int] = {}
         self.wrong: list[str] = []
 
@@ -111,6 +112,9 @@ class Load:
     def _take(self, producer: Producer) -> None:
         replies, producer.replies[:] = producer.replies[:], []
         for properties, body in replies:
+            if properties.message_id in self._had:
+                continue  # a producer drops a reply that it has had
+            self._had.add(properties.message_id)
             name = properties.correlation_id
             self.answers[name] = self.answers.get(name, 0) + 1
             got = msgpack.unpackb(body)
@@ -135,7 +139,7 @@ class Load:
 
     @property
     def repeated(self) -> list[str]:
-        """The requests that were answered more than once."""
+        """The requests that were answered more than once, by replies that the producer can tell apart."""
         return [name for name, count in self.answers.items() if count > 1]
 
     def stop(self) -> None:

@@ -3,6 +3,7 @@
 Requests here are made by plain pika and msgpack: our own library would not let most of them out.
 """
 
+import gzip
 import json
 from collections.abc import Iterator
 from decimal import Decimal
@@ -265,11 +266,17 @@ def test_ids_as_they_come(producer: Producer) -> None:
         assert msgpack.unpackb(body)["error"] is None
 
 
-def test_the_same_id_twice_is_two_requests(producer: Producer) -> None:
-    for value in (1, 2):
-        producer.send(one(np.full(4, value, np.float32)), message_id="twice")
-    values = sorted(array_of(msgpack.unpackb(body)["outputs"][0]["y"])[0] for _, body in producer.wait(2))
-    assert values == [-2, -1]
+def test_an_id_stands_for_one_request(producer: Producer) -> None:
+    """The same again is answered once; other inputs under the same id are refused."""
+    for value in (1, 2, 1):
+        producer.send(one(np.full(4, value, np.float32)), message_id="twice", correlation_id="c")
+    replies = [msgpack.unpackb(body) for _, body in producer.wait(2)]
+    producer.rest(0.5)
+    assert len(producer.replies) == 2
+    [served] = [it for it in replies if it["error"] is None]
+    [refused] = [it for it in replies if it["error"] is not None]
+    assert array_of(served["outputs"][0]["y"]).tolist() == [-1] * 4
+    assert refused["error"]["code"] == "request_id_reused"
 
 
 HEADERS = {
@@ -303,8 +310,20 @@ def test_weird_headers(producer: Producer, what: str) -> None:
 
 def test_every_property_set(producer: Producer) -> None:
     given = {"priority": 9, "timestamp": 2**40, "type": "t", "user_id": None, "app_id": "a", "cluster_id": "c"}
-    given |= {"content_encoding": "gzip", "delivery_mode": 1}
+    given |= {"content_encoding": "identity", "delivery_mode": 1}
     assert producer.ask(one(X), **given)["error"] is None
+
+
+def test_a_body_that_is_compressed(producer: Producer) -> None:
+    got = producer.ask(gzip.compress(msgpack.packb(one(X))), key="trouble", content_encoding="gzip")
+    assert got["error"]["code"] == "undecodable"
+    assert "bodies are sent as they are" in got["error"]["message"]
+
+
+def test_a_lane_that_does_not_exist(producer: Producer) -> None:
+    got = producer.ask(one(X), key="trouble.urgent")
+    assert got["error"]["code"] == "invalid_input"
+    assert "high, normal, low" in got["error"]["message"]
 
 
 def test_an_expiration_that_does_not_pass(producer: Producer) -> None:
@@ -312,15 +331,19 @@ def test_an_expiration_that_does_not_pass(producer: Producer) -> None:
 
 
 def test_an_expiration_that_passes_while_it_waits(build: Start, tmp_path: Any) -> None:
-    """With no orchestrator to take it, a request is dead-lettered by the broker when its time is over."""
+    """With no orchestrator to take it, the broker keeps it apart when its time is over, and the next one answers it."""
     write_matmul(tmp_path)
     system = build("matmul")
     with system:
         system.wait_ready()
     with Producer(system.url) as producer:
         asked = producer.send(request("matmul", "fun2", {"x": np.ones((128, 96), np.float32)}), expiration="100")
-        headers, _ = producer.dead_letter(asked)
-    assert headers["x-death"][0]["reason"] == "expired"
+        wait_until(lambda: producer.depth("rankmq.unrouted") == 1, "the end of its time")
+        system.start_orchestrator()
+        system.start_agents()
+        [(properties, body)] = producer.wait()
+    assert properties.correlation_id == asked
+    assert msgpack.unpackb(body)["error"]["code"] == "deadline_exceeded"
 
 
 # ------------------------------------------------------------------------------------------------- JSON, by hand

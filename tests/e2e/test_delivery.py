@@ -254,7 +254,7 @@ def test_a_producer_sees_one_answer_whatever_becomes_of_the_orchestrator(
     start: Start, tmp_path: Path, ends: Callable[[System], None]
 ) -> None:
     """And those that follow know what was answered."""
-    system = start(write_steady(tmp_path, 0.5))
+    system = start(write_steady(tmp_path, 0.5), heartbeats_missed=30)
     with Producer(system.url) as producer, Producer(system.url) as other:
         asked = [str(producer.send(once())) for _ in range(20)]
         producer.wait(20)

@@ -53,7 +53,7 @@ def test_texts_that_come_and_go_are_the_whole_models(system: System) -> None:
     random = np.random.default_rng(2)
     starts = np.cumsum(random.uniform(0, 0.15, len(texts)))
     # When they come at random times
-    with system.client("gpt", "generate") as client:
+    with system.client("gpt", "generate", timeout=150.0) as client:
 
         def ask(number: int) -> None:
             time.sleep(float(starts[number]))

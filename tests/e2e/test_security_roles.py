@@ -181,7 +181,7 @@ def test_a_command_under_the_wrong_user_ends_with_one_line(
     if command[0] == "dead":
         with pika.BlockingConnection(pika.URLParameters(node.url)) as connection:
             connection.channel().basic_publish("rankmq.dead", "any", b"", pika.BasicProperties(message_id="there"))
-    line = failed(rankmq(*command, **users[user]), 8 if command[0] == "infer" else 4)
+    line = failed(rankmq(*command, **users[user]), 4)
     assert f"user '{user}' has no {permission} permission on {what} in virtual host '/'" in line
 
 

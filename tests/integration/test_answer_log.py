@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import pika.exceptions
 import pytest
 from rankmq.engine import topology
 from rankmq.engine.address import BrokerAddress
@@ -161,26 +160,6 @@ async def test_a_large_answer_is_on_record_without_its_bytes(address):
         async with book(address) as reader:
             assert [len(reader.knows(key).body or b"") for key in ("large", "small")] == [0, 1000]
             assert reader.knows("large").routes == {Q: True}
-
-
-@run
-async def test_an_entry_is_behind_the_answer_that_it_is_about(address):
-    """So that whoever finds it knows that the broker had the answer."""
-    async with book(address) as writer, book(address) as reader:
-        await writer.channel.declare((Queue("q"),))
-        for number in range(500):
-            writer.channel.publish("", "q", b"x" * 10_000, Properties(message_id=str(number)))
-            writer.log.add(answered(f"m{number}"))
-            if number % 50 == 0:
-                await asyncio.sleep(0)
-        lost = pika.exceptions.StreamLostError("cut")
-        writer.connection._driver._terminate_stream(lost)  # with whatever was not written yet
-        await writer.connection.closed
-        await reader.log.catch_up()
-        known = len(reader.answers)
-        assert known > 0
-        assert all(reader.knows(f"m{number}") for number in range(known))
-        assert (await reader.channel.depth("q")).messages - known in (0, 1)
 
 
 # ------------------------------------------------------------------------------------------------- entries of any kind

@@ -14,10 +14,12 @@ PUBLIC: dict[str, str] = {
     "rankmq.schemas": """
         BFLOAT16 CHANNEL_NAMES DTYPES JSON MSGPACK SCHEMA_VERSION
         AlreadyRunning AttemptsExhausted BrokerRefused BrokerUnavailable Cancelled ClientClosed CollectiveFailed
-        ConfigurationError ConnectionLost DeadlineExceeded ErrorInfo GraphFailed GroupError GroupStatus GroupUnavailable InstanceError InstancesFailed InternalError
-        InvalidInput LimitExceeded Limits LockstepError ModelError OperatorError ProducerError QueueFull QueueStatus RankStatus
-        RankmqError RanksDisagree Reply ReplyTimeout ReplyUnroutable Request RequestError RequestIdReused
-        ServableError ServingError SessionLost StageFailed Stats Status TemporaryFailure Tensor Undecodable UnknownMethod UnknownServable UnknownVersion UnsupportedSchema Value
+        ConfigurationError ConnectionLost DeadlineExceeded ErrorInfo GraphFailed GroupError GroupStatus
+        GroupUnavailable InstanceError InstancesFailed InternalError InvalidInput LimitExceeded Limits LockstepError
+        ModelError OperatorError ProducerError QueueFull QueueStatus RankStatus RankmqError RanksDisagree Reply
+        ReplyTimeout ReplyUnroutable Request RequestError RequestIdReused ServableError ServingError SessionLost
+        StageFailed Stats Status TemporaryFailure Tensor Undecodable UnknownMethod UnknownServable UnknownVersion
+        UnsupportedSchema Value
         array_of asyncapi bfloat16_to_float32 content_type_of decode_reply decode_request decode_status encode
         encode_reply encode_request error_codes float32_to_bfloat16 from_array from_plain from_wire json_schema
         tensor_from_json tensor_to_json to_array

@@ -354,3 +354,28 @@ def test_every_row_comes_once_in_order_and_never_too_many(specs, max_rows):
         assert came == expected
     heads = [owners(batch)[0] for batch in batches]
     assert heads == sorted(heads)
+
+
+def test_rows_wait_for_those_that_will_join_them_unless_they_make_a_whole_batch():
+    batcher = Batcher({0: 2, 1: 2})
+    batcher.add(call(owner="a", keys=["k"]))
+    batcher.add(call(subgraph=1, owner="b", keys=["k"]))
+    batcher.add(call(owner="c", keys=["other"]))
+    joining = {(0, "k")}
+
+    assert owners(batcher.take(joining)) == [("b", 0)]
+    assert owners(batcher.take(joining)) == [("c", 0)]
+    assert batcher.take(joining) is None
+    assert batcher.waiting_rows == 1
+    batcher.add(call(rows=2, owner="d", keys=["k", "k"]))
+    assert owners(batcher.take(joining)) == [("a", 0), ("d", 0)]
+    assert batcher.take(joining) is None
+    assert owners(batcher.take()) == [("d", 1)]
+
+
+def test_rows_that_failed_together_wait_for_nobody():
+    batcher = Batcher({0: 4})
+    batcher.add(call(rows=2, owner="a", keys=["k", "k"]))
+    batcher.split(batcher.take())
+
+    assert [owners(batcher.take({(0, "k")})) for _ in range(2)] == [[("a", 0)], [("a", 1)]]

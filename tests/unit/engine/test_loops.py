@@ -205,3 +205,29 @@ def test_a_request_that_is_given_up_ends_with_its_slice(make):
     assert error_of(fate)[0] == "cancelled"
     assert outputs_of(other) == [grown(X, 6)]
     assert len(steps(edge.world)) == 3, "one of the first alone, one of both, and the rest of the other"
+
+
+def test_with_slots_a_rank_that_dies_has_the_requests_start_again_from_their_inputs(tmp_path):
+    text = MODEL.replace("with_batch_dim=True", "with_batch_dim=True, slots=2") + LOOP
+    world = ready_world(methods=load(tmp_path, text).methods, slots=2)
+    edge = Edge(tmp_path, {"matmul": text}, world)
+    rows = [(X, 18), (X * 2, 13), (X * 3, 11), (X * 4, 7)]
+    fates = [ask(edge, row) for row in rows]
+    while len(steps(world)) < 3:
+        world.choices()[0]()
+    assert (world.driver.slots.held, world.driver.slots.waiting) == (2, 2)
+    world.dies(world.agents[2])
+    edge.run()
+    assert [outputs_of(fate) for fate in fates] == [[grown(*row)] for row in rows]
+    assert all(len(turns) <= 2 for turns in steps(world))
+    assert world.driver.slots.held == 0
+    edge.close()
+
+
+def test_a_slice_has_fewer_turns_where_they_are_slow(make):
+    edge = make()
+    edge.world.seconds_per_row = 4.0  # of 60 s that a step may take, it is planned for 12
+    fate = ask(edge, (X, 10))
+    edge.run()
+    assert outputs_of(fate) == [grown(X, 10)]
+    assert steps(edge.world) == [(1,), (3,), (3,), (3,)]

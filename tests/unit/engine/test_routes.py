@@ -18,26 +18,34 @@ def delivery(key="matmul", exchange="rankmq.requests", headers=None):
 
 @pytest.mark.parametrize("lane", topology.LANES)
 def test_the_key_of_a_lane_names_it(lane):
-    assert lane_of(delivery(topology.requests_key("matmul", lane))) == lane
-    assert lane_of(delivery(f"matmul.{lane}")) == lane
-    assert lane_of(delivery(topology.requests_queue("matmul", lane), exchange="")) == lane  # put straight into it
+    assert lane_of(delivery(topology.requests_key("matmul", lane)), "matmul") == lane
+    assert lane_of(delivery(f"matmul.{lane}"), "matmul") == lane
+    assert (
+        lane_of(delivery(topology.requests_queue("matmul", lane), exchange=""), "matmul") == lane
+    )  # put straight into it
 
 
 def test_a_key_without_a_lane_is_the_normal_one():
-    assert lane_of(delivery("matmul")) == lane_of(delivery("")) == "normal"
+    assert lane_of(delivery("matmul"), "matmul") == lane_of(delivery(""), "matmul") == "normal"
+
+
+@pytest.mark.parametrize("key", ["matmul.urgent", "matmul.HIGH", "matmul.high.low", "matmul. high"])
+def test_a_lane_that_does_not_exist(key):
+    with pytest.raises(InvalidInput, match="lane high, normal, low"):
+        lane_of(delivery(key), "matmul")
 
 
 @pytest.mark.parametrize(
-    "key", ["matmul.urgent", "matmul.", "matmul.HIGH", "matmul.high.low", ".", "rankmq.requests.matmul.high"]
+    "key", ["", ".", "matmul.", "nobody.urgent", "no.such.servable", "rankmq.requests.matmul.high"]
 )
-def test_a_lane_that_does_not_exist(key):
-    with pytest.raises(InvalidInput, match="lane high, normal, low"):
-        lane_of(delivery(key))
+def test_a_key_of_another_servable_says_nothing(key):
+    """Such a request came by way of the unrouted ones, and is served by what its body says."""
+    assert lane_of(delivery(key), "matmul") == "normal"
 
 
 def test_a_long_key_is_told_in_short():
     with pytest.raises(InvalidInput) as caught:
-        lane_of(delivery("x" * 200 + ".y"))
+        lane_of(delivery("x" * 200 + ".y"), "matmul")
     assert len(caught.value.message) < 200
 
 

@@ -393,6 +393,26 @@ def test_an_answer_that_was_on_its_way_when_the_connection_went_is_sent_again(ma
     only(heir)
 
 
+def test_only_an_answer_that_the_broker_has_is_on_record(make):
+    """A quorum queue may drop what it was sent over a channel that ends: whoever finds it on record sends nothing."""
+    edge = make()
+    edge.hold = True
+    fate = ask(edge)
+    assert edge.records == []
+    acked_when_recorded = []
+    answered = edge.answered
+    edge.answered = lambda it: (acked_when_recorded.append(fate.acked), answered(it))
+    edge.answer(*edge.held.popleft(), CONFIRMED)
+    assert [(record.id, record.reply_to) for record in edge.records] == [("m1", "answers")]
+    assert (acked_when_recorded, fate.acked) == ([0], 1)
+
+    lost = make()
+    lost.hold = True
+    ask(lost)
+    lost.answer(*lost.held.popleft(), LOST)
+    assert lost.records == []
+
+
 def test_what_was_done_for_a_connection_that_is_gone_is_nothing_to_remember(make):
     """It was never written, and its request is delivered again."""
     edge = make()

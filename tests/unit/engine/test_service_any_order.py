@@ -237,18 +237,18 @@ class Broker(RuleBasedStateMachine):
             frame.told = True
             self.edge.answer(frame.kind == "dead", frame.what, frame.outcome)
 
-    @rule(written=st.integers(0, 12))
-    def orchestrator_dies(self, written):
+    @rule(written=st.integers(0, 12), kept=st.booleans())
+    def orchestrator_dies(self, written, kept):
         self.arrives(written, CONFIRMED)
-        self._cut()
+        self._cut(kept)
         self.service_starts()
 
-    @rule(written=st.integers(0, 12))
-    def connection_is_cut(self, written):
+    @rule(written=st.integers(0, 12), kept=st.booleans())
+    def connection_is_cut(self, written, kept):
         """The orchestrator lives on with what it knows; what it does for the old connection counts for nothing."""
         self.arrives(written, CONFIRMED)
         edge = self.edge
-        self._cut()
+        self._cut(kept)
         edge.cut = True
         edge.world.driver.fail_all(ConnectionLost("the connection ended"))
         edge.run()
@@ -260,22 +260,28 @@ class Broker(RuleBasedStateMachine):
         self.arrives(written, CONFIRMED)
         self.doubtful |= set(range(1, self.sessions + 1))
         self.may_repeat |= {answered.id for _, _, answered in self.log} | {it.id for it in self.unacked.values()}
-        if not synced:
-            for frame in self.edge.frames[: self.arrived]:
-                if frame.outcome is CONFIRMED and not frame.told:
-                    message = self.unacked[frame.what.delivery.tag]
-                    if frame.kind == "dead":
-                        self.dead[message.route] -= 1
-                    else:
-                        self.told[message.route].codes.remove(code_of(frame.what, message.body))
-        self._cut()
+        self._cut(synced)
         self.service_starts()
 
-    def _cut(self):
-        """The channel ends where the broker has read it; what was unacknowledged is delivered again."""
-        for frame in self.edge.frames[self.arrived :][:1]:
-            if frame.kind == "entry":  # cut right between a reply and its entry
-                self.may_repeat.add(frame.what.id)
+    def _cut(self, kept):
+        """The channel ends where the broker has read it; what was unacknowledged is delivered again.
+
+        What was not confirmed may be dropped: a quorum queue does so with what it has read of a channel that ends.
+        """
+        read = self.edge.frames[: self.arrived]
+        recorded = {(it.what.id, it.what.reply_to, it.what.correlation_id) for it in read if it.kind == "entry"}
+        for frame in read:
+            if frame.outcome is not CONFIRMED:
+                continue
+            asked = frame.what.delivery.properties
+            if (asked.message_id, asked.reply_to, asked.correlation_id) not in recorded:
+                self.may_repeat.add(asked.message_id)
+            if not kept and not frame.told:
+                message = self.unacked[frame.what.delivery.tag]
+                if frame.kind == "dead":
+                    self.dead[message.route] -= 1
+                else:
+                    self.told[message.route].codes.remove(code_of(frame.what, message.body))
         for frame in self.edge.frames:
             if frame.kind in ("reply", "dead") and not frame.told:
                 if frame.outcome in (RETURNED, REJECTED):

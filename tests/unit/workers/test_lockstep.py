@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from rankmq.schemas.errors import LockstepError
-from rankmq.schemas.messages import Call, Column, GroupId, Task
+from rankmq.schemas.messages import Call, Column, GroupId, Repeat, Task
 from rankmq.schemas.tensors import from_array, to_array
 from rankmq.workers.lockstep import LockstepGuard
 
@@ -91,6 +91,7 @@ def test_stacked_inputs_are_one_tensor_each():
         ([task(0, 0, 2)], task(0, 1, 2, [column(0, 1, 1)]), "step 0: input 0 came twice"),
         ([], task(0, inputs=[column(0, 1)]), r"step 0: expected 2, got 1 tensor\(s\) for input 0"),
         ([], task(0, work=Call(subgraph=0, rows=2, stacked=True)), "expected 1, got 2"),
+        ([], task(0, work=Repeat(subgraph=0, rows=2, turns=(1,))), "step 0: turns for 1 rows, and there are 2"),
     ],
 )
 def test_what_is_out_of_step_is_refused_and_changes_nothing(before, bad, message):
