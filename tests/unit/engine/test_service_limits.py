@@ -372,7 +372,7 @@ def test_a_pipeline_that_is_given_up_between_two_calls(make):
 
 
 def test_a_lane_that_does_not_exist(edge):
-    fates = [edge.ask("scale", {"x": ROW}, key=key) for key in ("matmul.urgent", "matmul.", "matmul.high.low")]
+    fates = [edge.ask("scale", {"x": ROW}, key=key) for key in ("matmul.urgent", "matmul.HIGH", "matmul.high.low")]
     edge.run()
     for fate in fates:
         code, message = error_of(fate)
