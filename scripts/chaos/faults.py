@@ -7,13 +7,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FAULTS", "Fault", "Planned", "Setting", "Way", "chosen", "each_once", "possible", "schedule"]
+__all__ = [
+    "FAULTS",
+    "LONGEST_PAUSE",
+    "Fault",
+    "Planned",
+    "Setting",
+    "Way",
+    "chosen",
+    "each_once",
+    "possible",
+    "schedule",
+]
 
 Way = Literal["", "rank", "orchestrator", "producer"]
 """Whose way to the broker goes through a proxy."""
 
 _SHORTEST_PAUSE = 0.5
-_LONGEST_PAUSE = 2.5
+LONGEST_PAUSE = 2.5
+"""Seconds of peace before a fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,4 +187,4 @@ def _planned(chance: random.Random, fault: Fault, setting: Setting) -> Planned:
 
 
 def _pause(chance: random.Random) -> float:
-    return round(chance.uniform(_SHORTEST_PAUSE, _LONGEST_PAUSE), 3)
+    return round(chance.uniform(_SHORTEST_PAUSE, LONGEST_PAUSE), 3)

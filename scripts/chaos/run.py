@@ -70,6 +70,7 @@ class Run:
         site: with its producers.
         plans: the faults.
         seconds: after which no further one begins; None: all of them.
+        peace: seconds between two, at most.
         patience: seconds that a group may take to serve again.
         taken: requests that an orchestrator takes at most.
         told: called with each fault, once it is over.
@@ -81,6 +82,7 @@ class Run:
         plans: Iterator[Planned],
         *,
         seconds: float | None,
+        peace: float,
         patience: float,
         taken: int,
         told: Callable[[Suffered], None],
@@ -88,6 +90,7 @@ class Run:
         self._site = site
         self._plans = plans
         self._seconds = seconds
+        self._peace = peace
         self._patience = patience
         self._taken = taken
         self._told = told
@@ -98,7 +101,7 @@ class Run:
         """Does them, until the time is over or one does not end."""
         self._began = time.time()
         for planned in self._plans:
-            await asyncio.sleep(planned.pause)  # for the load to be steady; nothing is waited for
+            await asyncio.sleep(min(planned.pause, self._peace))  # for the load to be steady; nothing is waited for
             if self._seconds is not None and time.time() - self._began > self._seconds:
                 return
             suffered = await self._suffer(planned)

@@ -45,6 +45,7 @@ class Options:
         spares: spare processes of each launcher.
         standby: whether an orchestrator stands by all the time.
         in_flight: requests that are unanswered at once.
+        peace: seconds between two faults, at most.
     """
 
     faults: Sequence[Fault]
@@ -56,6 +57,7 @@ class Options:
     spares: int
     standby: bool
     in_flight: int
+    peace: float
 
     def plans(self) -> Iterator[Planned]:
         """The faults in their order."""
@@ -148,6 +150,7 @@ class Chaos:
             site,
             options.plans(),
             seconds=options.seconds,
+            peace=options.peace,
             patience=_PATIENCE_SECONDS[options.communication],
             taken=self._settings.max_in_flight,
             told=lambda fault: self._show(line_of(fault)),
@@ -155,7 +158,8 @@ class Chaos:
         try:
             await site.start_producers()
             self._say(f"{options.in_flight} requests are in flight, and answers come")
-            await asyncio.sleep(_SETTLE_SECONDS)
+            if any(fault.name == "kill-broker" for fault in options.faults):
+                await asyncio.sleep(_SETTLE_SECONDS)
             await run.go()
             self._say("waiting for the last answers")
             over = any(fault.problem for fault in run.suffered)

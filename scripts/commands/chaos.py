@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from ..chaos.faults import FAULTS
+from ..chaos.faults import FAULTS, LONGEST_PAUSE
 from ..report import reported
 
 if TYPE_CHECKING:
@@ -88,6 +88,9 @@ def chaos(
     in_flight: Annotated[
         int, typer.Option("--in-flight", metavar="N", help="Requests that are unanswered at once.", min=1, max=10_000)
     ] = 64,
+    peace: Annotated[
+        float, typer.Option("--peace", metavar="N", help="Seconds between two faults, at most.", min=0)
+    ] = LONGEST_PAUSE,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write everything there.", show_default=False)
     ] = None,
@@ -123,6 +126,7 @@ def chaos(
             spares=spares,
             standby=standby,
             in_flight=in_flight,
+            peace=peace,
         )
         _check(json_file)
         began = time.monotonic()

@@ -3,12 +3,11 @@
 The same at length, with what each fault costs: `rankmq chaos`.
 """
 
-import itertools
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from rankmq.scripts.chaos.faults import FAULTS, Setting, chosen, schedule
+from rankmq.scripts.chaos.faults import FAULTS, Setting, chosen, each_once
 from rankmq.workers.collectives.build import find_compiler
 
 from tests.faults.chaos import chaos
@@ -22,18 +21,19 @@ OTHERS = [name for name in FAULTS if name not in {*SLOW, *BROKER, "kill-group"}]
 
 def test_each_fault_once(tmp_path: Path) -> None:
     ran = chaos(
-        *(tmp_path, "--each-once", "--ranks", 3, "--in-flight", 32, "--faults", ",".join(OTHERS)),
+        *(tmp_path, "--each-once", "--seed", 7, "--peace", 0.1, "--ranks", 3, "--in-flight", 32),
+        *("--faults", ",".join(OTHERS)),
         heartbeat_seconds=0.3,
     )
 
     ran.check(500)
-    done = [fault["fault"] for fault in ran.faults()]
-    assert list(dict.fromkeys(done)) == OTHERS
+    setting = Setting(ranks=3)
+    planned = each_once(7, chosen(",".join(OTHERS), setting), setting)
+    assert [(it["fault"], it["ranks"]) for it in ran.faults()] == [(it.fault.name, list(it.ranks)) for it in planned]
     assert [fault["ranks"] for fault in ran.faults("kill-rank")] == [[0], [1], [2]]
     for fault in ran.faults():
         assert fault["serving"] is not None, fault
         assert fault["answered"] >= 16, fault
-        assert 0 <= fault["gap"] < 20, fault
     for name in ("kill-rank", "kill-two-ranks", "kill-all-ranks", "cut-rank", "kill-launcher"):
         assert all(fault["noticed"] < 2 for fault in ran.faults(name)), ran.faults(name)
     for name in ("freeze-rank", "silence-rank"):
@@ -46,41 +46,27 @@ def test_each_fault_once(tmp_path: Path) -> None:
     signs = ran.signs()
     epochs = [sign.epoch for sign in signs if sign.word == "ready"]
     assert epochs == sorted(set(epochs))
-    assert len(epochs) >= len(done) - 2  # all but those of the producers
+    assert len(epochs) >= len(ran.faults()) - 2  # all but those of the producers
     (heir,) = ran.faults("kill-heir")
     registered = [sign.pid for sign in signs if sign.word == "registered" and sign.rank == heir["ranks"][0]]
     assert len(set(registered)) >= 4  # at first, after kill-rank, and twice here
 
 
-def test_the_seed_decides_what_comes(tmp_path: Path) -> None:
-    names = "kill-rank,kill-orchestrator,kill-producer,cut-producer"
-    ran = chaos(tmp_path, "--seconds", 8, "--seed", 7, "--ranks", 2, "--in-flight", 16, "--faults", names)
-
-    ran.check(200)
-    setting = Setting(ranks=2)
-    planned = itertools.islice(schedule(7, chosen(names, setting), setting), len(ran.faults()))
-    assert [(it.fault.name, list(it.ranks)) for it in planned] == [(it["fault"], it["ranks"]) for it in ran.faults()]
-    assert len(ran.faults()) >= 3
-
-
-def test_the_broker_goes_and_comes_back(tmp_path: Path) -> None:
-    ran = chaos(tmp_path, "--each-once", "--ranks", 2, "--in-flight", 16, "--faults", ",".join(BROKER))
-
-    ran.check(100)
-    assert [fault["fault"] for fault in ran.faults()] == BROKER
-    assert all("the broker was up again after" in fault["reasons"][0] for fault in ran.faults())
-
-
-def test_either_of_two_groups_may_die(tmp_path: Path) -> None:
+def test_one_of_two_groups_dies_and_the_broker_too(tmp_path: Path) -> None:
     """They share the servable's requests queue: all ranks and the orchestrator of one are killed under load."""
+    names = [*BROKER, "kill-group"]
     ran = chaos(
-        *(tmp_path, "--groups", 2, "--seconds", 12, "--seed", 2, "--ranks", 2, "--in-flight", 32),
-        *("--faults", "kill-group"),
+        *(tmp_path, "--each-once", "--groups", 2, "--peace", 0.1, "--ranks", 2, "--in-flight", 32),
+        *("--faults", ",".join(names)),
     )
 
-    ran.check(300)
-    assert {fault["group"] for fault in ran.faults()} == {0, 1}
-    assert all(fault["gap"] < 5 for fault in ran.faults()), "the other group did not go on"
+    ran.check(100)
+    assert [fault["fault"] for fault in ran.faults()] == [name for name in FAULTS if name in names]
+    for name in BROKER:
+        (fault,) = ran.faults(name)
+        assert "the broker was up again after" in fault["reasons"][0]
+    (killed,) = ran.faults("kill-group")
+    assert killed["gap"] < 5, "the other group did not go on"
     for group in ("g0", "g1"):
         assert any(sign.word == "ready" for sign in ran.signs(group))
 
@@ -91,7 +77,7 @@ def test_either_of_two_groups_may_die(tmp_path: Path) -> None:
 def test_collectives_through_shared_memory(tmp_path: Path) -> None:
     """On the matmul example in MindSpore: the ranks that survive go on in the same processes."""
     ran = chaos(
-        *(tmp_path, "--communication", "shm", "--each-once", "--in-flight", 24),
+        *(tmp_path, "--communication", "shm", "--each-once", "--peace", 0.1, "--in-flight", 24),
         *("--faults", "kill-two-ranks,kill-heir,kill-orchestrator-standby"),
     )
 
@@ -102,5 +88,4 @@ def test_collectives_through_shared_memory(tmp_path: Path) -> None:
         if sign.word == "registered":
             pids[sign.rank].add(sign.pid)
     assert {rank for rank, of_rank in pids.items() if len(of_rank) > 1} == hit
-    assert all(fault["serving"] < 15 for fault in ran.faults()), ran.faults()
     assert all(fault["noticed"] < 2 for fault in ran.faults()), ran.faults()

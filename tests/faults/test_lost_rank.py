@@ -1,9 +1,11 @@
-"""Whatever is killed, frozen or cut off: every request is answered, and right."""
+"""Whatever is killed, frozen or cut off: every request is answered, and right.
+
+What a fault of the group itself costs is in `test_chaos`.
+"""
 
 import itertools
 import os
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ from rankmq.schemas.errors import AttemptsExhausted
 from rankmq.schemas.messages import GroupStatus
 from rankmq.workers.broker import PrivateBroker
 
-from tests.e2e.load import RANKS, WEIGHT, under_load, write_steady
+from tests.e2e.load import WEIGHT, under_load, write_steady
 from tests.e2e.systems import System, wait_until
 
 PATIENT = {"heartbeats_missed": 60}
@@ -40,44 +42,6 @@ def steady(start: Start, tmp_path: Path) -> System:
 
 
 # ------------------------------------------------------------------------------------------------------------ a rank
-
-
-def test_a_killed_rank_under_load(steady: System) -> None:
-    before = pids_of(steady)
-    with under_load(steady) as load:
-        assert load.answered < 600
-        kill(before[1])
-        load.finish()
-    assert not load.repeated
-    steady.wait_ready(epoch=2)
-    group = steady.group("steady")
-    assert group.epoch == 2
-    assert group.ranks[1].restarts == 1
-    assert [rank.pid for rank in group.ranks if rank.rank != 1] == [pid for pid in before if pid != before[1]]
-    assert psutil.pid_exists(group.ranks[1].pid)
-
-
-def test_all_ranks_killed_at_once(steady: System) -> None:
-    before = pids_of(steady)
-    with under_load(steady) as load:
-        kill(*before)
-        load.finish()
-    assert not load.repeated
-    steady.wait_ready(epoch=2)
-    assert not set(before) & set(pids_of(steady))
-
-
-def test_one_rank_after_the_other(start: Start, tmp_path: Path) -> None:
-    steady = start(write_steady(tmp_path), max_attempts=RANKS + 1, **PATIENT)
-    with under_load(steady, 900) as load:
-        for rank in range(RANKS):
-            epoch = steady.group("steady").epoch
-            kill(pids_of(steady)[rank])
-            wait_until(lambda before=epoch: steady.group("steady").epoch > before, "the next epoch")
-            steady.wait_ready()
-        load.finish()
-    assert not load.repeated
-    assert steady.group("steady").epoch == 1 + RANKS
 
 
 def test_a_spare_takes_a_lost_ranks_place(start: Start, tmp_path: Path) -> None:
@@ -108,7 +72,7 @@ def test_a_frozen_rank(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_rank_that_is_lost_under_every_attempt(start: Start, tmp_path: Path) -> None:
-    system = start(write_steady(tmp_path, long=4000), max_attempts=2, **PATIENT)
+    system = start(write_steady(tmp_path, long=3000), max_attempts=2, **PATIENT)
 
     def under_way(epoch: int) -> GroupStatus | None:
         group = system.group("steady")
@@ -138,32 +102,6 @@ def test_a_rank_whose_end_nobody_saw(build: Start, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- launcher and orchestrator
 
 
-def test_a_killed_launcher(steady: System) -> None:
-    """Its agents end with it; those of the next one take over."""
-    before = pids_of(steady)
-    with under_load(steady) as load:
-        steady.agents.signal(signal.SIGKILL)
-        steady.agents.ended()
-        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in before), "the end of the agents")
-        steady.start_agents()
-        load.finish()
-    assert not load.repeated
-
-
-def test_a_killed_orchestrator(steady: System) -> None:
-    """What had been answered and not yet acknowledged may be answered again, with the same message_id."""
-    before = pids_of(steady)
-    with under_load(steady) as load:
-        steady.orchestrator.signal(signal.SIGKILL)
-        steady.orchestrator.ended()
-        assert load.answered < 600
-        steady.start_orchestrator()
-        load.finish()
-    assert not load.repeated
-    steady.wait_ready(epoch=2)
-    assert pids_of(steady) == before
-
-
 def test_a_producer_of_ours_sees_no_answer_twice(steady: System) -> None:
     with steady.client("steady", "once") as client:
         given = [np.full((4, 16), number, np.float32) for number in range(300)]
@@ -174,19 +112,6 @@ def test_a_producer_of_ours_sees_no_answer_twice(steady: System) -> None:
         steady.start_orchestrator()
         for x, future in zip(given, futures, strict=True):
             np.testing.assert_allclose(future.result(60)[0]["y"], x @ WEIGHT, rtol=1e-3, atol=1e-3)
-
-
-def test_a_standby_takes_over(steady: System) -> None:
-    active = steady.orchestrator
-    standby = steady.start_orchestrator()
-    wait_until(lambda: "standing by" in standby.said, "the standby")
-    with under_load(steady) as load:
-        active.signal(signal.SIGKILL)
-        active.ended()
-        load.finish()
-    steady.wait_ready(epoch=2)
-    assert steady.status().pid == standby.pid
-    assert standby.stop() == 0
 
 
 # --------------------------------------------------------------------------------------------------------- the broker
@@ -220,27 +145,3 @@ def test_every_connection_is_cut(steady: System, broker: PrivateBroker) -> None:
             np.testing.assert_allclose(future.result(90)[0]["y"], factor * (x @ WEIGHT), rtol=1e-3, atol=1e-3)
     assert steady.orchestrator.process.poll() is None
     assert steady.agents.process.poll() is None
-
-
-def test_the_broker_is_killed_and_comes_back(tmp_path: Path) -> None:
-    """The requests that it had taken are still there; those that it had not are sent again by our producer."""
-    with PrivateBroker(tmp_path / "broker") as broker:
-        url = broker.url
-        logs = tmp_path / "logs"
-        logs.mkdir()
-        with System(url, tmp_path, [write_steady(tmp_path)], logs) as system:
-            system.wait_ready()
-            time.sleep(4.0)  # RabbitMQ 3.10 forgets a quorum queue that was declared a second before it is killed
-            with system.client("steady", "once", timeout=90) as client:
-                given = [np.full((4, 16), number, np.float32) for number in range(400)]
-                futures = [client.infer_async({"x": x}) for x in given]
-                futures[50].result(30)
-                kill(broker.pid)
-                assert broker.wait(20)
-                broker.start()
-                assert broker.url == url
-                for x, future in zip(given, futures, strict=True):
-                    np.testing.assert_allclose(future.result(90)[0]["y"], x @ WEIGHT, rtol=1e-3, atol=1e-3)
-            began = time.monotonic()
-            system.stop()
-            assert time.monotonic() - began < 25, "it waited for what nobody would answer"

@@ -16,7 +16,7 @@ from rankmq.schemas.errors import ConnectionLost, LimitExceeded
 from tests.unit.engine.edge import MODEL, ROW, SERVED, Edge, error_of, only, outputs_of
 from tests.unit.engine.graphs_in_memory import BAD, DEADLY
 from tests.unit.engine.servable_files import WORDS
-from tests.unit.engine.simulation import ready_world
+from tests.unit.engine.simulation import ready_world, steps
 
 CONFIRMED, RETURNED, REJECTED, LOST = Outcome.CONFIRMED, Outcome.RETURNED, Outcome.REJECTED, Outcome.LOST
 
@@ -133,6 +133,39 @@ def test_what_is_not_done_is_handed_back(make):
     assert [fate.handed_back for fate in (waiting, answered, dead)] == [1, 0, 0]
     assert [fate.acked for fate in (waiting, answered, dead)] == [0, 1, 0]
     assert waiting.replies == []
+    only(edge)
+
+
+def test_what_waits_goes_back_at_once_and_what_runs_ends(make):
+    edge = make(max_in_flight=1)
+    running = edge.ask("scale", {"x": ROW}, message_id="m1")
+    joined = edge.ask("scale", {"x": ROW}, message_id="m1", reply_to="b")
+    waiting = [edge.ask("scale", {"x": ROW}, message_id=name) for name in ("m2", "m2", "m3")]
+    assert edge.service.hand_back_waiting() == 3
+    assert [fate.handed_back for fate in waiting] == [1, 1, 1]
+    edge.run()
+    assert outputs_of(running) == outputs_of(joined) == [{"y": [3, 5, 7]}]
+    assert edge.service.hand_back_all() == 0
+    assert sum(steps(edge.world).values()) == 1
+    only(edge)
+
+
+def test_what_was_given_up_is_not_handed_back_as_well(make):
+    """The broker has its answer, and will say so."""
+    edge = make(max_in_flight=1)
+    edge.ask("scale", {"x": ROW})
+    late = edge.ask("scale", {"x": ROW}, headers={"rankmq-deadline": int(edge.wall() * 1000) + 1000})
+    cancelled = edge.ask("scale", {"x": ROW}, message_id="m1")
+    edge.hold = True
+    edge.world.clock.now += 1.1
+    edge.service.tick()
+    assert edge.service.cancel("m1") == "cancelled"
+    assert edge.service.hand_back_waiting() == 0
+    edge.answer(*edge.held.popleft(), CONFIRMED)
+    edge.answer(*edge.held.popleft(), LOST)
+    edge.hold = False
+    edge.run()
+    assert (late.acked, late.handed_back, cancelled.acked, cancelled.handed_back) == (1, 0, 0, 0)
     only(edge)
 
 
