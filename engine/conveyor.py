@@ -18,6 +18,9 @@ from .stages import stage_ranks
 __all__ = ["Conveyor", "Flight"]
 
 
+_ALWAYS_UNDER_WAY = 2
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Flight:
     """A batch at one stage.
@@ -58,9 +61,14 @@ class Conveyor:
         """How many batches are under way."""
         return self._ledger.outstanding + sum(map(len, self._waiting))
 
-    def has_room(self) -> bool:
-        """Whether the first stage may take another batch."""
-        return self._may_issue(0)
+    def has_room(self, *, full: bool = True) -> bool:
+        """Whether the first stage may take another batch.
+
+        Args:
+            full: whether there are rows enough for a whole one. If not, and the ranks have a step to go on with when
+                this one is done, they lose nothing while more rows come together.
+        """
+        return self._may_issue(0) and (full or self._ledger.ahead(self._ranks[0]) < _ALWAYS_UNDER_WAY)
 
     def next(self) -> Flight | None:
         """The batch that goes on next, into a later stage than the first; None where none can."""

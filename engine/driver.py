@@ -230,7 +230,7 @@ class GroupDriver:
 
     def _take(self, conveyor: Conveyor) -> bool:
         """Starts a new batch, if there is one and room for it."""
-        if not conveyor.has_room():
+        if not conveyor.has_room(full=self._held is not None or self._batcher.waiting_rows >= _UNSTACKED_ROWS):
             return False
         batch, self._held = self._held or self._batcher.take(self._joining), None
         if batch is None:

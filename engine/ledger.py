@@ -96,6 +96,10 @@ class StepLedger(Generic[T]):
             return False
         return all(len(self._ranks[rank].owes) < self.window for rank in self._chosen(ranks))
 
+    def ahead(self, ranks: Iterable[int] | None = None) -> int:
+        """How many steps the slowest of these ranks (None: all) has been sent and not answered."""
+        return max(len(self._ranks[rank].owes) for rank in self._chosen(ranks))
+
     def issue(self, item: T, now: float, ranks: Iterable[int] | None = None) -> int:
         """Book a step as sent.
 

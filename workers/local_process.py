@@ -74,6 +74,7 @@ class LocalProcess:
                 log = files.enter_context(self._log_file.open("ab"))
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-u",  # what a servable prints is in the log at once
                 "-m",
                 f"{__package__}.child",
                 self.role,
