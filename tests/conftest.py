@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import logging
 import os
 from collections.abc import Iterator
 
@@ -91,3 +92,13 @@ def _certificate(
     if names is not None:
         draft = draft.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return draft.sign(signed_by, hashes.SHA256())
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """A command that a test runs in this process sets up its logs: that is not to last."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
