@@ -12,13 +12,10 @@ from typing import Any
 from ..schemas.errors import (
     AttemptsExhausted,
     CollectiveFailed,
-    GraphFailed,
     LimitExceeded,
     LockstepError,
     ModelError,
     RankmqError,
-    ServingError,
-    from_wire,
 )
 from ..schemas.messages import (
     GraphInfo,
@@ -32,22 +29,24 @@ from .batcher import Batch, Batcher, PendingCall
 from .conveyor import Conveyor, Flight
 from .group import Action, Began, Ended, GiveUp, Group, GroupRules, GroupState, Send
 from .group_ports import GroupPorts
+from .group_status import status_of
 from .intake import pending_call
 from .ledger import Finished
 from .life import Life
 from .loop import Loop
 from .loop_plan import LoopPlan
 from .loops import Joining, plan_loops
-from .losses import given_of, losses_of, session_lost, ticket_of
+from .losses import losses_of, session_lost, ticket_of
 from .pace import Pace
 from .plan import SubgraphPlan
+from .results import rows_of
 from .sender import StepSender
 from .servable import Servable
 from .slots import Session, Slots
-from .stages import stage_ranks
+from .stages import ranks_of_tag
 from .tasks import least_bytes
 from .ticket import Done, RowResult, Ticket
-from .topology import DEFAULT_LANE, RANK_ALL
+from .topology import DEFAULT_LANE
 
 __all__ = ["Done", "GroupDriver", "GroupPorts", "RowResult"]
 
@@ -308,23 +307,13 @@ class GroupDriver:
 
     def _finish(self, conveyor: Conveyor, finished: Finished[Flight]) -> None:
         flight, batch = finished.item, finished.item.batch
-        failed = next((reply for reply in finished.replies.values() if reply.error is not None), None)
-        if failed is not None and failed.error is not None:
-            error = from_wire(failed.error.code, f"rank {failed.rank}: {failed.error.message}")
-            self._part(batch, error if isinstance(error, ServingError) else GraphFailed(error.message))
-            return
-        slowest = max(reply.ran_us for reply in finished.replies.values())
-        self._pace.ran(batch.subgraph, len(batch), slowest / 1e6, max(flight.turns, default=0))
-        plan, loop = self.plans[batch.subgraph][flight.stage], batch.loop
         try:
-            if loop is None:
-                columns = {rank: reply.outputs for rank, reply in finished.replies.items()}
-                rows = plan.gather(columns, len(batch))
-            else:
-                rows = loop.gather(plan, finished.replies, given_of(batch), flight.turns)
+            rows = rows_of(finished, self.plans[batch.subgraph][flight.stage])
         except RankmqError as error:
             self._part(batch, error)
             return
+        slowest = max(reply.ran_us for reply in finished.replies.values())
+        self._pace.ran(batch.subgraph, len(batch), slowest / 1e6, max(flight.turns, default=0))
         if not conveyor.pass_on(flight, rows):
             for (call, index), row in zip(batch.owners, rows, strict=True):
                 _settle(call, index, row)
@@ -347,12 +336,7 @@ class GroupDriver:
         """A task for the ranks that a tag reaches came back: there is no queue."""
         if self.group.state not in (GroupState.READY, GroupState.DRAINING):
             return  # known already; who holds the rank now has a queue
-        rules = self.group.rules
-        kind, _, number = tag.rpartition(".")
-        if tag == RANK_ALL:
-            gone: Sequence[int] = range(rules.size)
-        else:
-            gone = [int(number)] if kind == "rank" else stage_ranks(int(number), rules.size, rules.stages)
+        gone = ranks_of_tag(tag, self.group.rules.size, self.group.rules.stages)
         now = self._clock()
         self._do([action for rank in gone for action in self.group.lost(rank, "its queue is gone", now)])
 
@@ -446,27 +430,10 @@ class GroupDriver:
 
     def status(self) -> GroupStatus:
         """The group at a glance."""
-        group = self.group
-        return GroupStatus(
-            group=self.id,
-            state=group.state.value,
-            epoch=group.epoch,
-            step=max(0, max((rank.step for rank in group.ranks()), default=-1) + 1),
-            size=group.rules.size,
-            stage_size=self.servable.stage_size,
-            in_flight=self.outstanding,
-            slots=self.servable.slots,
-            slots_held=self.slots.held,
-            slots_waiting=self.slots.waiting,
-            waiting=self._batcher.waiting_rows
-            + len(self._held.owners if self._held is not None else ())
-            + sum(len(ticket.rows) for ticket in self._early),
-            communication=group.communication,
-            forming=group.forming(),
-            subgraphs=self.files,
-            methods=(*self.servable.methods, *self.servable.pipelines),
-            ranks=group.ranks(),
-        )
+        held = len(self._held.owners) if self._held is not None else 0
+        early = sum(len(ticket.rows) for ticket in self._early)
+        waiting = self._batcher.waiting_rows + held + early
+        return status_of(self.group, self.servable, self.slots, self.files, self.outstanding, waiting)
 
 
 def _settle(call: PendingCall, index: int, result: RowResult) -> None:

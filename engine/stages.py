@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["stage_of", "stage_ranks"]
+from collections.abc import Sequence
+
+from .topology import RANK_ALL
+
+__all__ = ["ranks_of_tag", "stage_of", "stage_ranks"]
 
 
 def stage_of(rank: int, size: int, stages: int) -> int:
@@ -20,3 +24,11 @@ def stage_ranks(stage: int, size: int, stages: int) -> tuple[int, ...]:
     """The ranks of a stage, in order."""
     each = size // stages
     return tuple(range(stage * each, (stage + 1) * each))
+
+
+def ranks_of_tag(tag: str, size: int, stages: int) -> Sequence[int]:
+    """The ranks that a tag of `topology` reaches: all, those of a stage, or one."""
+    if tag == RANK_ALL:
+        return range(size)
+    kind, _, number = tag.rpartition(".")
+    return [int(number)] if kind == "rank" else stage_ranks(int(number), size, stages)

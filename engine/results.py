@@ -1,0 +1,35 @@
+"""What the ranks made of a step, as rows again. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..schemas.errors import GraphFailed, ServingError, from_wire
+from .batcher import Row
+from .conveyor import Flight
+from .ledger import Finished
+from .losses import given_of
+from .plan import SubgraphPlan
+
+__all__ = ["rows_of"]
+
+
+def rows_of(finished: Finished[Flight], plan: SubgraphPlan) -> Sequence[Row]:
+    """The outputs of a step, a row for each that went in.
+
+    Args:
+        finished: the step, with every rank's answer.
+        plan: of its subgraph, at its stage.
+
+    Raises:
+        RankmqError: a rank failed, or what the ranks gave does not go together.
+    """
+    flight, batch = finished.item, finished.item.batch
+    failed = next((reply for reply in finished.replies.values() if reply.error is not None), None)
+    if failed is not None and failed.error is not None:
+        error = from_wire(failed.error.code, f"rank {failed.rank}: {failed.error.message}")
+        raise error if isinstance(error, ServingError) else GraphFailed(error.message)
+    if batch.loop is not None:
+        return batch.loop.gather(plan, finished.replies, given_of(batch), flight.turns)
+    columns = {rank: reply.outputs for rank, reply in finished.replies.items()}
+    return plan.gather(columns, len(batch))
