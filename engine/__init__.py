@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import distributed, register
     from .client import Client, Pending
+    from .jobs.job import Job
 
-__all__ = ["Client", "Pending", "distributed", "register"]
+__all__ = ["Client", "Job", "Pending", "distributed", "register"]
 
-_HOMES = {"Client": ".client", "Pending": ".client"}
+_HOMES = {"Client": ".client", "Job": ".jobs.job", "Pending": ".client"}
 
 
 def __getattr__(name: str) -> Any:

@@ -59,6 +59,7 @@ class AnswerLog:
         self._most_bytes = most_bytes
         self._session = uuid.uuid4().hex
         self._next_offset: int | None = None
+        self._unwritten: list[Answered] = []
         self._reading = asyncio.Lock()
 
     async def open(self) -> None:
@@ -143,13 +144,21 @@ class AnswerLog:
         return there
 
     def add(self, answered: Answered) -> None:
-        """Puts an answer on record that the broker has confirmed, before its request is acknowledged.
+        """Puts an answer on record that the broker has confirmed: with what else is confirmed in this turn of the loop.
 
-        Each by itself and at once: what is not on record yet is answered twice when the connection dies.
+        No later, since what is not on record is answered twice when the connection dies. Its request may be
+        acknowledged before: then it does not come again, and the record is for who asks again under the same id.
         """
         if answered.body is not None and len(answered.body) > _MOST_LOGGED_BYTES:
             answered = structs.replace(answered, body=None)
-        self._write((answered,))
+        self._unwritten.append(answered)
+        if len(self._unwritten) == 1:
+            asyncio.get_running_loop().call_soon(self._write_all)
+
+    def _write_all(self) -> None:
+        answers, self._unwritten = self._unwritten, []
+        if answers:
+            self._write(tuple(answers))
 
     def _write(self, answers: tuple[Answered, ...], *, settled: bool = False) -> None:
         entry = AnswersSent(
@@ -165,6 +174,7 @@ class AnswerLog:
 
         Of an orchestrator that is killed the mark stays until the broker is restarted.
         """
+        self._write_all()
         if self._channel.is_open:
             self._write((), settled=True)
             await self._channel.delete_exchanges([topology.boot_mark(self._session)])

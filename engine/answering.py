@@ -7,7 +7,7 @@ with it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ..schemas import codec
@@ -24,8 +24,10 @@ from ..schemas.messages import Answered, ErrorInfo, InstanceError, Reply
 from .answers import MOST_BODY_BYTES, Answers, Known
 from .confirms import Outcome
 from .delivery import Delivery
+from .edge_blobs import EdgeBlobs
 from .instances import named_outputs
 from .open_request import OpenRequest
+from .references import BLOBS_HEADER
 
 __all__ = ["AnswerPorts", "Answering"]
 
@@ -67,6 +69,7 @@ class Answering:
         answers: the memory of what was answered.
         max_message: largest message that the broker takes, in bytes.
         ended: called with each request that has its outcome, and whether it was served; None where the broker has it.
+        blobs: for large outputs; None where there is no blob store.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Answering:
         answers: Answers,
         max_message: int,
         ended: Callable[[OpenRequest, bool | None], bool],
+        blobs: EdgeBlobs | None = None,
     ) -> None:
         self._ports = ports
         self._clock = clock
@@ -84,6 +88,7 @@ class Answering:
         self._answers = answers
         self._max_message = max_message
         self._ended = ended
+        self._blobs = blobs
 
     def results(self, open_: OpenRequest) -> None:
         """All instances have their results: the request is answered."""
@@ -97,6 +102,31 @@ class Answering:
             return
         outputs = [None if isinstance(it, RankmqError) else it for it in outcomes]
         reply = Reply(id=open_.id, outputs=outputs, errors=errors, stats=open_.stats(self._clock()))
+        may_pass = any(isinstance(it, _MAY_PASS) for it in failures.values())
+        first = next(iter(failures.values()), None)
+        if self._blobs is not None and self._blobs.gives(open_, reply):
+            self._by_reference(open_, reply, first, {}, may_pass=may_pass)
+        else:
+            self._inline(open_, reply, first, may_pass=may_pass)
+
+    def _inline(
+        self,
+        open_: OpenRequest,
+        reply: Reply,
+        first: RankmqError | None,
+        *,
+        may_pass: bool,
+        trouble: RankmqError | None = None,
+    ) -> None:
+        """The request is answered with all that it has come to, within the message.
+
+        Args:
+            open_: the request.
+            reply: its answer.
+            first: the first error that an instance met.
+            may_pass: whether it would be another answer next time.
+            trouble: why it is not answered by reference.
+        """
         try:
             body = codec.encode_reply(reply, open_.content_type)
         except RankmqError as error:
@@ -106,10 +136,60 @@ class Answering:
             text = (
                 f"the reply has {len(body)} bytes: the broker takes {self._max_message}; send fewer instances at once"
             )
+            if self._blobs is not None and not open_.reads_blobs:
+                text += f", or the header {BLOBS_HEADER} to have large outputs by reference"
+            self.fail(open_, trouble or LimitExceeded(text))
+            return
+        self._answer(open_, body, first, may_pass=may_pass)
+
+    def _by_reference(
+        self,
+        open_: OpenRequest,
+        reply: Reply,
+        first: RankmqError | None,
+        given: dict[tuple[str, str], Reply],
+        *,
+        may_pass: bool,
+    ) -> None:
+        """The same with large outputs in the blob store: who reads them deletes them, so each question has its own."""
+        blobs = self._blobs
+        missing = [it.route for it in (open_, *open_.followers) if it.reply_to and it.route not in given]
+        if blobs is None or not missing:
+            self._answer_each(open_, given, first, may_pass=may_pass)
+            return
+
+        def written(found: Reply | RankmqError) -> None:
+            if isinstance(found, Reply) and not open_.answered:
+                given[missing[0]] = found
+                self._by_reference(open_, reply, first, given, may_pass=may_pass)
+                return
+            for unsent in (*given.values(), *([found] if isinstance(found, Reply) else [])):
+                blobs.take_back(unsent)
+            if isinstance(found, RankmqError) and not open_.answered:
+                log.warning("answered without the blob store: %s", found.message, extra={"request": open_.id})
+                self._inline(open_, reply, first, may_pass=may_pass, trouble=found)
+
+        blobs.give(open_, reply, written)
+
+    def _answer_each(
+        self,
+        open_: OpenRequest,
+        given: Mapping[tuple[str, str], Reply],
+        first: RankmqError | None,
+        *,
+        may_pass: bool,
+    ) -> None:
+        try:
+            bodies = {route: codec.encode_reply(reply, open_.content_type) for route, reply in given.items()}
+        except RankmqError as error:
+            self.fail(open_, StageFailed(f"the reply cannot be sent: {error.message}"))
+            return
+        size = max(map(len, bodies.values()), default=0)
+        if size + _REPLY_OVERHEAD > self._max_message:
+            text = f"the reply has {size} bytes without its large outputs: the broker takes {self._max_message}"
             self.fail(open_, LimitExceeded(text))
             return
-        may_pass = any(isinstance(it, _MAY_PASS) for it in failures.values())
-        self._answer(open_, body, next(iter(failures.values()), None), may_pass=may_pass)
+        self._answer(open_, b"", first, may_pass=may_pass, bodies=bodies)
 
     def fail(self, open_: OpenRequest, error: RankmqError) -> None:
         """The request failed as a whole."""
@@ -135,7 +215,15 @@ class Answering:
 
     # --------------------------------------------------------------------------------------------------- in the end
 
-    def _answer(self, open_: OpenRequest, body: bytes, error: RankmqError | None, *, may_pass: bool) -> None:
+    def _answer(
+        self,
+        open_: OpenRequest,
+        body: bytes,
+        error: RankmqError | None,
+        *,
+        may_pass: bool,
+        bodies: Mapping[tuple[str, str], bytes] | None = None,
+    ) -> None:
         """Each question that is to have the answer gets it once; what has failed and has no queue is dead-lettered."""
         all_of_it = [open_, *open_.followers]
         open_.followers = []
@@ -149,24 +237,26 @@ class Answering:
                 self._end(it, served=error is None)
             else:
                 told.add(it.route)
-                self._publish(it, body, served=error is None, may_pass=may_pass)
+                own = body if bodies is None else bodies[it.route]
+                self._publish(it, own, served=error is None, may_pass=may_pass, keep=bodies is None)
 
-    def _publish(self, open_: OpenRequest, body: bytes, *, served: bool, may_pass: bool) -> None:
+    def _publish(self, open_: OpenRequest, body: bytes, *, served: bool, may_pass: bool, keep: bool = True) -> None:
         went = True
+        kept = body if keep else None  # who reads its blobs deletes them: it is no answer to anybody else
 
         def then(outcome: Outcome) -> None:
             nonlocal went
             went = outcome is Outcome.CONFIRMED
             if outcome is Outcome.CONFIRMED:
                 # Not before: of a channel that ends, a quorum queue may drop what the broker had read already.
-                self._record(open_, open_.reply_to, body, may_pass=may_pass)
+                self._record(open_, open_.reply_to, kept, may_pass=may_pass)
                 self._end(open_, served=served)
             elif outcome is Outcome.LOST:
                 self._answers.doubt(open_.key, open_.route)
                 self._ended(open_, None)  # the channel is gone, and the broker has the request back
             else:
-                self._remember(open_, "", body, may_pass=may_pass)
-                self._record(open_, "", body, may_pass=may_pass)
+                self._remember(open_, "", kept, may_pass=may_pass)
+                self._record(open_, "", kept, may_pass=may_pass)
                 text = f"the reply queue {open_.reply_to!r} is gone or takes no messages"
                 self._dead_letter(open_, ReplyUnroutable(text))
 
@@ -176,14 +266,14 @@ class Answering:
             self._dead_letter(open_, ReplyUnroutable(f"the reply cannot be sent: {error.message}"))
             return
         if went:  # as far as is known: what was not even written is nothing to remember
-            self._remember(open_, open_.reply_to, body, may_pass=may_pass)
+            self._remember(open_, open_.reply_to, kept, may_pass=may_pass)
 
-    def _remember(self, open_: OpenRequest, reply_to: str, body: bytes, *, may_pass: bool) -> None:
+    def _remember(self, open_: OpenRequest, reply_to: str, body: bytes | None, *, may_pass: bool) -> None:
         """Remembers where the answer went; "": it reached nobody, and is to be sent when it is asked for again."""
         if open_.key:
             self._answers.remember(_answered(open_, reply_to, body, may_pass=may_pass), self._wall())
 
-    def _record(self, open_: OpenRequest, reply_to: str, body: bytes, *, may_pass: bool) -> None:
+    def _record(self, open_: OpenRequest, reply_to: str, body: bytes | None, *, may_pass: bool) -> None:
         """The same for whoever comes after us."""
         if open_.key:
             self._ports.answered(_answered(open_, reply_to, body, may_pass=may_pass))
@@ -191,7 +281,7 @@ class Answering:
     def _dead_letter(self, open_: OpenRequest, error: RankmqError) -> None:
         def then(outcome: Outcome) -> None:
             if outcome is Outcome.CONFIRMED:
-                self._end(open_, served=False)
+                self._end(open_, served=False, dead=True)
             elif outcome is Outcome.LOST:
                 self._ended(open_, None)
             elif self._ended(open_, None):
@@ -204,22 +294,25 @@ class Answering:
             log.error("it cannot be dead-lettered: %s", failure.message, extra={"request": open_.id})
             then(Outcome.REJECTED)
 
-    def _end(self, open_: OpenRequest, *, served: bool) -> None:
-        if self._ended(open_, served):
-            self._ports.ack(open_.delivery)
+    def _end(self, open_: OpenRequest, *, served: bool, dead: bool = False) -> None:
+        if not self._ended(open_, served):
+            return
+        self._ports.ack(open_.delivery)
+        if self._blobs is not None and not dead:  # a dead letter may be sent again
+            self._blobs.answered(open_)
 
 
 def _info(error: RankmqError) -> ErrorInfo:
     return ErrorInfo(code=error.code, message=error.message, side=error.side)
 
 
-def _answered(open_: OpenRequest, reply_to: str, body: bytes, *, may_pass: bool) -> Answered:
+def _answered(open_: OpenRequest, reply_to: str, body: bytes | None, *, may_pass: bool) -> Answered:
     return Answered(
         id=open_.key,
         check=open_.check,
         reply_to=reply_to,
         correlation_id=open_.route[1],
         content_type=open_.content_type,
-        body=body if len(body) <= MOST_BODY_BYTES else None,
+        body=body if body is not None and len(body) <= MOST_BODY_BYTES else None,
         failed=may_pass,
     )

@@ -34,6 +34,7 @@ class PendingCall:
         head_start: how many calls that came before it it may overtake.
         loop: the subgraph is run again and again; then each row has a key.
         turns: per row, how many turns of the loop it runs at most.
+        since: when it came, in seconds of a clock that does not jump.
         cancelled: set by `Batcher.cancel`; its rows come out no more.
     """
 
@@ -45,6 +46,7 @@ class PendingCall:
     head_start: int = 0
     loop: LoopPlan | None = None
     turns: Sequence[int] = ()
+    since: float = field(default=0.0, init=False)
     cancelled: bool = field(default=False, init=False)
     number: int = field(default=-1, init=False)
 
@@ -226,6 +228,20 @@ class Batcher:
                 for call, _ in owners:
                     self._count(call, -1)
                 return Batch(queue.subgraph, owners, queue.apart)
+        return None
+
+    def oldest(self) -> PendingCall | None:
+        """The call whose row would come out first if nothing were joining; None where nothing waits."""
+        while self._line:
+            place, _, queue = self._line[0]
+            if queue.listed == place:
+                queue.drop_cancelled()
+                if queue.rows and queue.place == place:
+                    return queue.rows[0][3]
+                heapq.heappop(self._line)
+                self._line_up(queue)
+            else:
+                heapq.heappop(self._line)
         return None
 
     def cancel(self, call: PendingCall) -> None:

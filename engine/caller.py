@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
@@ -36,6 +36,14 @@ class Caller(Protocol):
         Args:
             subgraph: its number within the servable.
             args: the graph's inputs.
+        """
+        ...
+
+    def send_part(self, outputs: Mapping[str, Any]) -> None:
+        """Tell what there is of the instance's answer so far, where its request asked for that; does not block.
+
+        Args:
+            outputs: by name.
         """
         ...
 

@@ -61,6 +61,11 @@ class Channel:
         return bool(self._driver.is_open)
 
     @property
+    def blocked(self) -> bool:
+        """Whether the broker takes nothing at present: what is published waits in our memory."""
+        return self._connection.blocked
+
+    @property
     def unconfirmed(self) -> int:
         """How many publishes the broker has not answered yet."""
         return len(self._confirms) if self._confirms is not None else 0
@@ -126,6 +131,10 @@ class Channel:
         for name in names:
             await self._rpc(self._driver.exchange_delete, exchange=name)
 
+    async def delete_queue(self, name: str) -> None:
+        """Deletes a queue and what is in it; one that is not there is no error."""
+        await self._rpc(self._driver.queue_delete, queue=name)
+
     # -------------------------------------------------------------------------------------------------------- consumers
 
     async def consume(
@@ -155,8 +164,9 @@ class Channel:
         """
 
         def on_message(_: Any, method: Any, properties: Any, body: bytes) -> None:
-            exchange, key = _text(method.exchange), _text(method.routing_key)
-            handler(Delivery(body, method.delivery_tag, exchange, key, method.redelivered, properties))
+            handler(
+                Delivery(body, method.delivery_tag, method.exchange, method.routing_key, method.redelivered, properties)
+            )
 
         tag: list[str] = []
 
@@ -202,7 +212,7 @@ class Channel:
             multiple: and all those before it.
         """
         if self._driver.is_open:
-            self._driver.basic_ack(tag, multiple)
+            self._connection.acknowledge(self._driver, tag, multiple=multiple)
 
     def hand_back(self, tag: int) -> None:
         """Gives a delivery back to its queue; nothing on a closed channel."""
@@ -241,18 +251,20 @@ class Channel:
         if not self._driver.is_open:
             raise ConnectionLost("the channel to the broker is closed")
         mandatory = mandatory and not routing_key.startswith(_DIRECT_REPLY)
-        given = self._connection.properties(properties)
-        if self._confirms is not None and mandatory and given.message_id is None:
-            given.message_id = f"rankmq-{self._confirms.next_tag()}"
-        if given.headers and size_of(given.headers) > self._connection.frame_max - _FRAME_OVERHEAD:
+        message_id = properties.message_id if properties is not None else None
+        if self._confirms is not None and mandatory and message_id is None:
+            message_id = f"rankmq-{self._confirms.next_tag()}"
+        headers = properties.headers if properties is not None else None
+        if headers and size_of(headers) > self._connection.frame_max - _FRAME_OVERHEAD:
             raise LimitExceeded(f"headers larger than a frame, which has {self._connection.frame_max} bytes")
         try:
-            with self._connection.mapped_errors():
-                self._driver.basic_publish(exchange, routing_key, body, given, mandatory)
+            self._connection.publish(
+                self._driver, exchange, routing_key, body, properties, message_id, mandatory=mandatory
+            )
         except (struct.error, UnicodeError, RecursionError) as error:
             raise LimitExceeded(f"properties that AMQP cannot carry: {error}") from error
         if self._confirms is not None:
-            self._confirms.published((exchange, routing_key, given.message_id), then)
+            self._confirms.published((exchange, routing_key, message_id), then)
 
     async def publish_confirmed(
         self, exchange: str, routing_key: str, body: bytes, properties: Any = None, *, timeout: float = _RPC_SECONDS
@@ -275,11 +287,9 @@ class Channel:
         if self._confirms is None or not self._confirms.returned(route):
             log.warning("returned without a record: %s to %s %s", method.reply_text, *route[:2])
 
-    def _on_confirm(self, frame: Any) -> None:
+    def _on_confirm(self, tag: int, multiple: bool, positive: bool) -> None:  # noqa: FBT001  # as it comes
         if self._confirms is not None:
-            method = frame.method
-            positive = method.NAME == "Basic.Ack"
-            self._confirms.answered(method.delivery_tag, multiple=method.multiple, positive=positive)
+            self._confirms.answered(tag, multiple=multiple, positive=positive)
 
     # ----------------------------------------------------------------------------------------------------- opening, end
 
@@ -297,7 +307,8 @@ class Channel:
         await self._answer(opened)
         if confirm:
             self._driver.add_on_return_callback(self._on_return)
-            await self._rpc(lambda callback: self._driver.confirm_delivery(self._on_confirm, callback))
+            self._connection.tell_confirms(self._driver, self._on_confirm)
+            await self._rpc(lambda callback: self._driver.confirm_delivery(lambda _: None, callback))
             self._confirms = Confirms()
         if prefetch:
             self._prefetch = prefetch
@@ -340,8 +351,3 @@ class Channel:
 
 def _setter(future: asyncio.Future[Any]) -> Callable[[Any], None]:
     return lambda result: None if future.done() else future.set_result(result)
-
-
-def _text(name: str | bytes) -> str:
-    """A short string; what is not UTF-8, as it should be, the driver gives as bytes."""
-    return name if isinstance(name, str) else name.decode(errors="replace")

@@ -17,16 +17,17 @@ from typing import Any, TypeVar
 
 from ..schemas import codec
 from ..schemas.errors import ClientClosed, LimitExceeded, ProducerError, ReplyTimeout
-from ..schemas.messages import Reply, Request
+from ..schemas.messages import Reply, ReplyPart, Request
 from .address import BrokerAddress
 from .client_book import Asked, Call, Pending
 from .client_cancel import CancelState
+from .client_stream import Part, Stream
 from .client_line import ClientLine
 from .client_terms import Terms, check_id, check_lane
 from .client_values import Instances, Result, result_of, to_wire
 from .topology import DEFAULT_LANE, requests_key
 
-__all__ = ["CancelState", "Client", "Instances", "Pending", "Result"]
+__all__ = ["CancelState", "Client", "Instances", "Part", "Pending", "Result", "Stream"]
 
 _T = TypeVar("_T")
 
@@ -171,6 +172,28 @@ class Client:
         """
         return self._ask(instances, self._terms(timeout, deadline, lane, request_id), result_of)
 
+    def stream(
+        self,
+        instances: Instances,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        lane: str | None = None,
+        request_id: str | None = None,
+    ) -> Stream:
+        """Sends one request whose answer is to come in parts; the arguments are those of `infer`.
+
+        Which parts there are, if any, the servable says. They are previews, of which some may get lost; the result is
+        whole without them.
+
+        Returns:
+            To be iterated over for the parts, and asked for the result.
+        """
+        terms = self._terms(timeout, deadline, lane, request_id)
+        stream = Stream(terms.timeout, self._must_not_wait)
+        stream.follow(self._ask(instances, terms, lambda reply: reply, stream.take))
+        return stream
+
     def request(
         self,
         instances: Instances,
@@ -233,9 +256,19 @@ class Client:
         if line is not None and line.is_own_thread:
             raise ProducerError("a call that waits, within a callback of the client, would wait for itself")
 
-    def _ask(self, instances: Instances, terms: Terms, read: Callable[[Reply], _T]) -> Pending[_T]:
+    def _ask(
+        self,
+        instances: Instances,
+        terms: Terms,
+        read: Callable[[Reply], _T],
+        part: Callable[[ReplyPart], None] | None = None,
+    ) -> Pending[_T]:
         request = Request(
-            servable=self.servable, method=self.method, version=self.version, instances=to_wire(instances)
+            servable=self.servable,
+            method=self.method,
+            version=self.version,
+            instances=to_wire(instances),
+            stream=part is not None,
         )
         body = codec.encode_request(request)
         line = self._connected()
@@ -248,7 +281,7 @@ class Client:
             terms.left()
             raise ReplyTimeout(f"no place for another call within {terms.timeout:g} s: too many are under way")
         pending: Pending[_T] = Pending(terms.id)
-        call = Call(pending, read, until, terms.timeout)
+        call = Call(pending, read, until, terms.timeout, part)
 
         def done(ended: Future[_T]) -> None:
             places.release()

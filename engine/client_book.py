@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..schemas.errors import RankmqError, RequestIdReused
-from ..schemas.messages import Reply
+from ..schemas.messages import Reply, ReplyPart
 
 __all__ = ["Asked", "Book", "Call", "Pending", "anew"]
 
@@ -46,6 +46,7 @@ class Call:
         read: called on the line's thread.
         until: when to give up, on the monotonic clock.
         seconds: the time that it was given, for the error.
+        part: called on the line's thread with each part of the answer; None: parts are not wanted.
         timer: gives up.
     """
 
@@ -53,6 +54,7 @@ class Call:
     read: Callable[[Reply], Any]
     until: float
     seconds: float
+    part: Callable[[ReplyPart], None] | None = None
     timer: asyncio.TimerHandle | None = None
 
     def settle(self, outcome: Reply | RankmqError) -> None:

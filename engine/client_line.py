@@ -31,6 +31,7 @@ from . import retry, topology
 from .address import BrokerAddress
 from .client_book import Asked, Book, Call, anew
 from .client_cancel import CancelState, Teller, ask_cancel
+from .client_stream import hand_on
 from .client_terms import expiration
 from .confirms import Outcome
 from .connection import Channel, Connection, Properties
@@ -289,6 +290,9 @@ class ClientLine:
             self._publish(asked)
 
     def _on_reply(self, delivery: Delivery) -> None:
+        if delivery.properties.type == "part":
+            hand_on(self._book, delivery)
+            return
         asked = self._book.find_question(delivery.properties.correlation_id)
         try:
             reply = codec.decode_reply(delivery.body, delivery.properties.content_type or codec.MSGPACK)

@@ -7,7 +7,6 @@ compute runs on that loop, so heartbeats are never starved. The driver's errors 
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import re
 import ssl
@@ -21,7 +20,7 @@ import pika.frame
 import pika.spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils import connection_workflow
-from pika.adapters.utils.io_services_utils import _AsyncTransportBase
+from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport, _AsyncTransportBase
 
 from ..schemas.errors import (
     AlreadyRunning,
@@ -36,6 +35,7 @@ from ..schemas.errors import (
 from . import retry
 from .address import BrokerAddress
 from .amqp_headers import mended
+from .amqp_shortcuts import Shortcuts
 from .channel import Channel, QueueDepth
 from .refusal import refusal
 
@@ -51,6 +51,7 @@ _CERTIFICATE_REFUSED = re.compile(
 )
 
 Properties = pika.BasicProperties
+_NONE = Properties()
 
 
 def map_error(error: BaseException, method: tuple[int, int] | None = None) -> RankmqError:
@@ -148,12 +149,14 @@ def _channel_error(code: int, text: str, method: tuple[int, int] | None) -> Rank
 _AsyncTransportBase._MAX_RECV_BYTES = 128 * 1024
 
 
-class _Driver(AsyncioConnection):  # type: ignore[misc]
-    """pika's connection, which lives on when a message has headers that pika cannot read.
+class _Driver(Shortcuts, AsyncioConnection):  # type: ignore[misc]
+    """pika's connection, which lives on when a message has headers that pika cannot read; messages go shorter ways.
 
     Attributes:
         refused: by channel the class and number of the method over which the broker closed it.
     """
+
+    plain_transport = _AsyncPlaintextTransport
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.refused: dict[int, tuple[int, int]] = {}
@@ -294,10 +297,37 @@ class Connection:
         """The largest frame that both sides agreed on, in bytes; a message's headers must fit into one."""
         return int(self._driver.params.frame_max) if self._driver is not None else 0
 
-    @staticmethod
-    def properties(given: Any) -> Any:
-        """A copy of a message's `Properties`; new ones for None."""
-        return Properties() if given is None else copy.copy(given)
+    def publish(
+        self, channel: Any, exchange: str, key: str, body: bytes, properties: Any, message_id: Any, *, mandatory: bool
+    ) -> None:
+        """Publishes on one of the driver's channels; for `Channel`.
+
+        Args:
+            channel: the driver's.
+            exchange: where to.
+            key: with which key.
+            body: the message's bytes.
+            properties: its `Properties`; None for none.
+            message_id: in place of theirs.
+            mandatory: whether it comes back where no queue is bound for it.
+        """
+        with self.mapped_errors():
+            self._open_driver().publish(
+                channel, exchange, key, body, properties or _NONE, message_id, mandatory=mandatory
+            )
+
+    def acknowledge(self, channel: Any, tag: int, *, multiple: bool) -> None:
+        """Acknowledges a delivery on one of the driver's channels; for `Channel`."""
+        self._open_driver().acknowledge(channel, tag, multiple=multiple)
+
+    def tell_confirms(self, channel: Any, told: Callable[[int, bool, bool], None]) -> None:
+        """Has somebody told what the broker says of publishes on one of the driver's channels: tag, multiple, good."""
+        self._open_driver().confirmed[channel.channel_number] = told
+
+    def _open_driver(self) -> _Driver:
+        if self._driver is None:
+            raise ConnectionLost("the connection to the broker is closed")
+        return self._driver
 
     @contextmanager
     def mapped_errors(self) -> Iterator[None]:
@@ -332,14 +362,16 @@ class Connection:
 
     def _on_channel_close(self, channel: Channel, closed: Any, error: BaseException, *, vital: bool) -> None:
         by_broker = isinstance(error, pika.exceptions.ChannelClosedByBroker)
-        method = None if self._driver is None else self._driver.refused.pop(closed.channel_number, None)
+        driver = self._open_driver()
+        method = driver.refused.pop(closed.channel_number, None)
+        driver.confirmed.pop(closed.channel_number, None)
         reason = map_error(error, method) if by_broker else _gone(map_error(error))
         self._channels.discard(channel)
         channel.ended(reason)
-        if vital and by_broker and self._driver is not None:
+        if vital and by_broker:
             self._reason = self._reason or reason
-            if self._driver.is_open:
-                self._driver.close()
+            if driver.is_open:
+                driver.close()
 
     async def close(self, timeout: float = 5.0) -> None:
         """Closes it, and waits for the broker's word at most `timeout` seconds."""

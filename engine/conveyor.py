@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..schemas.messages import RankReply
 from .batcher import Batch, Row, age
+from .filling import UnderWay
 from .ledger import Finished, StepLedger
 from .stages import stage_ranks
 
 __all__ = ["Conveyor", "Flight"]
-
-
-_ALWAYS_UNDER_WAY = 2
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -55,20 +53,34 @@ class Conveyor:
         self._ranks = [stage_ranks(stage, size, stages) for stage in range(stages)]
         self._ledger: StepLedger[Flight] = StepLedger(epoch, range(size), window)
         self._waiting: list[deque[Flight]] = [deque() for _ in range(stages)]
+        self._newest = UnderWay()
+        self._ahead: list[int | None] = [None] * stages
+        self._over = False
 
     @property
     def outstanding(self) -> int:
         """How many batches are under way."""
         return self._ledger.outstanding + sum(map(len, self._waiting))
 
-    def has_room(self, *, full: bool = True) -> bool:
-        """Whether the first stage may take another batch.
+    def has_room(self) -> bool:
+        """Whether the first stage may take another batch."""
+        return self._may_issue(0)
+
+    def under_way(self) -> UnderWay:
+        """What the ranks of the first stage have to go on with."""
+        ahead = self._ahead_of(0)
+        return replace(self._newest, steps=ahead) if ahead else UnderWay()
+
+    def began(self, rows: int, lasts: float, now: float) -> None:
+        """A batch of so many rows was sent to the first stage.
 
         Args:
-            full: whether there are rows enough for a whole one. If not, and the ranks have a step to go on with when
-                this one is done, they lose nothing while more rows come together.
+            rows: how many.
+            lasts: seconds that they are expected to take.
+            now: seconds of a clock that does not jump.
         """
-        return self._may_issue(0) and (full or self._ledger.ahead(self._ranks[0]) < _ALWAYS_UNDER_WAY)
+        begins = max(now, self.under_way().ends)
+        self._newest = UnderWay(1, rows, lasts, begins + lasts)
 
     def next(self) -> Flight | None:
         """The batch that goes on next, into a later stage than the first; None where none can."""
@@ -84,7 +96,14 @@ class Conveyor:
     def _may_issue(self, stage: int) -> bool:
         behind = stage + 1
         congested = behind < self.stages and len(self._waiting[behind]) >= self._window
-        return not congested and self._ledger.can_issue(self._ranks[stage])
+        return not congested and not self._over and self._ahead_of(stage) < self._window
+
+    def _ahead_of(self, stage: int) -> int:
+        """How many steps the slowest rank of a stage has been sent and not answered: asked for with every row."""
+        ahead = self._ahead[stage]
+        if ahead is None:
+            ahead = self._ahead[stage] = self._ledger.ahead(self._ranks[stage])
+        return ahead
 
     def issue(self, flight: Flight, now: float) -> int:
         """Books a step as sent to the ranks of its stage.
@@ -92,10 +111,12 @@ class Conveyor:
         Returns:
             Its number for these ranks.
         """
+        self._ahead[flight.stage] = None
         return self._ledger.issue(flight, now, self._ranks[flight.stage])
 
     def reply(self, reply: RankReply, now: float) -> Finished[Flight] | None:
         """Books a rank's answer; see `StepLedger.reply`."""
+        self._ahead = [None] * self.stages
         return self._ledger.reply(reply, now)
 
     def pass_on(self, flight: Flight, rows: Sequence[Row]) -> bool:
@@ -124,6 +145,7 @@ class Conveyor:
         Returns:
             The batches that were under way, at whatever stage, oldest first.
         """
+        self._over = True
         flights = [flight for waiting in reversed(self._waiting) for flight in waiting]
         for waiting in self._waiting:
             waiting.clear()

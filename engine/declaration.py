@@ -74,6 +74,7 @@ class Declaration:
         with_batch_dim: bool,
         without_batch_dim_inputs: int | Sequence[int] | None,
         batch_size: int | None,
+        max_wait: float,
         subgraphs: tuple[Subgraph, ...] | None,
         communication: str,
         slots: int = 0,
@@ -95,6 +96,8 @@ class Declaration:
             raise self.error(f"batch_size must be a whole number above 0, or None, not {batch_size!r}")
         if batch_size is not None and not with_batch_dim:
             raise self.error("batch_size needs with_batch_dim=True: without a batch axis there is nothing to stack")
+        if not isinstance(max_wait, int | float) or isinstance(max_wait, bool) or not 0 <= max_wait <= 60:
+            raise self.error(f"max_wait must be a number of seconds from 0 to 60, not {max_wait!r}")
         if communication not in get_args(Communication):
             known = ", ".join(repr(value) for value in get_args(Communication))
             raise self.error(f"communication must be one of {known}, not {communication!r}")
@@ -109,6 +112,7 @@ class Declaration:
             with_batch_dim=with_batch_dim,
             without_batch_dim_inputs=self._indices(without_batch_dim_inputs) if with_batch_dim else (),
             batch_size=batch_size,
+            max_wait=max_wait,
             subgraphs=subgraphs,
             communication=cast(Communication, communication),
             first_subgraph=sum(len(model.subgraphs or ()) for model in self.models),

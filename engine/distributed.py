@@ -39,6 +39,7 @@ def declare_servable(
     *,
     subgraphs: Sequence[Subgraph | str] | None = None,
     batch_size: int | None = None,
+    max_wait: float = 0.0,
     communication: str = "auto",
     slots: int = 0,
     shared_parameters: Sequence[str] = (),
@@ -54,6 +55,8 @@ def declare_servable(
         subgraphs: what each subgraph is, in the order of their numbers: a file name with `{rank}` for the rank, or
             `subgraph(...)`. None: as many as there are model files, inputs replicated, outputs from one rank.
         batch_size: rows of a batch at most, for a model with a batch axis.
+        max_wait: seconds that rows wait for others to fill a batch where the ranks have nothing to do; 0: they begin
+            at once. While the ranks are busy rows come together anyway.
         communication: how the ranks talk within a graph: "auto", "none", "shm" (shared memory of one host), "mccl" or
             "hccl".
         slots: for graphs that keep state between calls (a KV cache): how many instances may do so at once. An instance
@@ -86,6 +89,7 @@ def declare_servable(
         with_batch_dim=with_batch_dim,
         without_batch_dim_inputs=without_batch_dim_inputs,
         batch_size=batch_size,
+        max_wait=max_wait,
         subgraphs=declared,
         communication=communication,
         slots=slots,

@@ -12,7 +12,6 @@ from typing import Any
 from ..schemas.errors import (
     AttemptsExhausted,
     CollectiveFailed,
-    LimitExceeded,
     LockstepError,
     ModelError,
     RankmqError,
@@ -25,8 +24,9 @@ from ..schemas.messages import (
     RankReply,
 )
 from .agreement import plan_all, rank_plans
-from .batcher import Batch, Batcher, PendingCall
+from .batcher import Batch
 from .conveyor import Conveyor, Flight
+from .feed import Feed, settle
 from .group import Action, Began, Ended, GiveUp, Group, GroupRules, GroupState, Send
 from .group_ports import GroupPorts
 from .group_status import status_of
@@ -35,28 +35,20 @@ from .ledger import Finished
 from .life import Life
 from .loop import Loop
 from .loop_plan import LoopPlan
-from .loops import Joining, plan_loops
+from .loops import plan_loops
 from .losses import losses_of, session_lost, ticket_of
-from .pace import Pace
 from .plan import SubgraphPlan
 from .results import rows_of
 from .sender import StepSender
 from .servable import Servable
 from .slots import Session, Slots
 from .stages import ranks_of_tag
-from .tasks import least_bytes
 from .ticket import Done, RowResult, Ticket
 from .topology import DEFAULT_LANE
 
 __all__ = ["Done", "GroupDriver", "GroupPorts", "RowResult"]
 
 log = logging.getLogger(__name__)
-
-_UNSTACKED_ROWS = 64
-"""Most rows in a step of a graph without a batch dimension: they run back to back, and others wait meanwhile."""
-
-_STACKED_ROWS = 1024
-"""Most rows in a step of a graph with a batch dimension of any size, where the configuration does not say."""
 
 
 class GroupDriver:
@@ -88,22 +80,16 @@ class GroupDriver:
         self.servable = servable
         self.group = Group(group, rules, self._agree, clock())
         self.id = group
-        self.plans: dict[int, tuple[SubgraphPlan, ...]] = {}
         self.loops: dict[tuple[int, Loop], LoopPlan] = {}
         self.files: tuple[str, ...] = ()
-        self.steps = 0
         self.slots = Slots(servable.slots)
         self._ports = ports
         self._clock = clock
         self._max_attempts = max_attempts
         self._step_timeout = step_timeout
-        self._pace = Pace(step_timeout)
-        self._batcher = Batcher(self._max_rows)
-        self._joining = Joining()
+        sender = StepSender(group, ports, max_message)
+        self._feed = Feed(servable, sender, clock, step_timeout, ports.wake_at)
         self._conveyor: Conveyor | None = None
-        self._sender = StepSender(group, ports, max_message)
-        self._held: Batch | None = None
-        self._alone = False
         self._overdue: Batch | None = None
         self._began_once = False
         self._closed: RankmqError | None = None
@@ -157,7 +143,7 @@ class GroupDriver:
 
         def give_up(reason: RankmqError) -> None:
             if ticket.pending is not None:
-                self._batcher.cancel(ticket.pending)
+                self._feed.cancel(ticket.pending)
             ticket.settle_all(reason)
 
         ticket = Ticket(
@@ -183,28 +169,20 @@ class GroupDriver:
     def _admit(self, ticket: Ticket) -> None:
         if ticket.is_over:
             return
-        stages = self.plans.get(ticket.subgraph)
+        stages = self._feed.plans.get(ticket.subgraph)
         if stages is None:
-            ticket.settle_all(ModelError(f"subgraph {ticket.subgraph}: the ranks hold {len(self.plans)} graphs"))
+            ticket.settle_all(ModelError(f"subgraph {ticket.subgraph}: the ranks hold {len(self._feed.plans)} graphs"))
             return
         loop = self.loops[ticket.subgraph, ticket.loop] if ticket.loop is not None else None
         ticket.pending = pending_call(ticket, stages[0], loop)
         if ticket.pending is not None:
-            self._batcher.add(ticket.pending)
-
-    def _max_rows(self, subgraph: int) -> int:
-        stages, wanted = self.plans[subgraph], self.servable.model_of(subgraph).batch_size
-        static = [plan.static_rows for plan in stages if plan.static_rows is not None]
-        if static:
-            return min(wanted or static[0], *static)  # it takes as long with fewer
-        return self._pace.rows(subgraph, (wanted or _STACKED_ROWS) if stages[0].stacked else _UNSTACKED_ROWS)
+            self._feed.add(ticket.pending)
 
     def fail_all(self, error: RankmqError) -> None:
         """Fails every call that is waiting or under way, and every one that is made from now on."""
         self._closed = error
         self._early.clear()
-        self._held = None
-        self._batcher = Batcher(self._max_rows)
+        self._feed.forget()
         for ticket in list(self._tickets):
             ticket.settle_all(error)
         self.slots.close()
@@ -216,57 +194,20 @@ class GroupDriver:
 
     # --------------------------------------------------------------------------------------------------- steps
 
+    @property
+    def plans(self) -> Mapping[int, tuple[SubgraphPlan, ...]]:
+        """By subgraph, stage by stage; none before the ranks are known."""
+        return self._feed.plans
+
+    @property
+    def steps(self) -> int:
+        """How many steps were sent, in all epochs."""
+        return self._feed.steps
+
     def pump(self) -> None:
         """Issues as many steps as the lockstep window allows."""
-        while (conveyor := self._conveyor) is not None and self.group.state is GroupState.READY:
-            flight = conveyor.next()
-            if flight is None:
-                if not self._take(conveyor):
-                    return
-            elif not self._issue(conveyor, flight):
-                conveyor.put_back(flight)
-                return
-
-    def _take(self, conveyor: Conveyor) -> bool:
-        """Starts a new batch, if there is one and room for it."""
-        if not conveyor.has_room(full=self._held is not None or self._batcher.waiting_rows >= _UNSTACKED_ROWS):
-            return False
-        batch, self._held = self._held or self._batcher.take(self._joining), None
-        if batch is None:
-            return False
-        tickets = [ticket_of(call) for call, _ in batch.owners]
-        alone = any(it.alone or (batch.apart is not None and it.voids) for it in tickets)
-        if conveyor.outstanding and (alone or self._alone):
-            self._held = batch  # rows under which an epoch was lost: if it happens again, it was them
-            return False
-        self._alone = alone
-        if len(batch) > 1 and least_bytes(self.plans[batch.subgraph][0], batch.rows) > self._sender.most_bytes:
-            self._batcher.split(batch)  # without putting together first what is too large anyway
-        elif not self._issue(conveyor, Flight(batch, 0, batch.rows, self._turns(batch))):
-            self._held = batch
-            return False
-        return True
-
-    def _turns(self, batch: Batch) -> tuple[int, ...]:
-        """How many turns of a loop each row of a batch runs, in a step that ends in time; none where it is no loop."""
-        wanted = batch.turns
-        most = self._pace.turns(batch.subgraph, len(batch), max(wanted, default=0)) if wanted else 0
-        return tuple(min(turns, most) for turns in wanted)
-
-    def _issue(self, conveyor: Conveyor, flight: Flight) -> bool:
-        """Sends a step; False where it has to wait until others have ended."""
-        batch = flight.batch
-        if all(call.cancelled for call, _ in batch.owners):
-            return True  # given up between two stages
-        try:
-            sent = self._sender.send(conveyor, flight, self.plans[batch.subgraph][flight.stage], self._clock())
-        except LimitExceeded as error:
-            self._part(batch, error)
-            return True
-        if sent:
-            self.steps += 1
-            self._joining.began(batch)
-        return sent
+        if self._conveyor is not None and self.group.state is GroupState.READY:
+            self._feed.pump(self._conveyor)
 
     def replied(self, reply: RankReply) -> None:
         """A rank has run a step."""
@@ -283,14 +224,14 @@ class GroupDriver:
                 self._do(self.group.stuck([reply.rank], f"out of step: {error.message}", now))
             return
         if finished is not None:
-            self._sender.finished(finished.item)
+            self._feed.answered(finished)
         self.group.progressed(reply.rank, reply.step, now)
         if reply.error is not None and reply.error.code == CollectiveFailed.code:
             self._collective_failed(reply, finished, f"rank {reply.rank}: {reply.error.message}", now)
             return
         if finished is not None:
             self._finish(conveyor, finished)
-            self._joining.ended(finished.item.batch)  # now that its rows are back, those that waited for them may go
+            self._feed.ended(finished.item)
         if self.group.state is GroupState.DRAINING and conveyor.outstanding == 0:
             self._do(self.group.drained(now))
         self.pump()
@@ -308,23 +249,14 @@ class GroupDriver:
     def _finish(self, conveyor: Conveyor, finished: Finished[Flight]) -> None:
         flight, batch = finished.item, finished.item.batch
         try:
-            rows = rows_of(finished, self.plans[batch.subgraph][flight.stage])
+            rows = rows_of(finished, self._feed.plans[batch.subgraph][flight.stage])
         except RankmqError as error:
-            self._part(batch, error)
+            self._feed.part(batch, error)
             return
-        slowest = max(reply.ran_us for reply in finished.replies.values())
-        self._pace.ran(batch.subgraph, len(batch), slowest / 1e6, max(flight.turns, default=0))
+        self._feed.ran(finished)
         if not conveyor.pass_on(flight, rows):
             for (call, index), row in zip(batch.owners, rows, strict=True):
-                _settle(call, index, row)
-
-    def _part(self, batch: Batch, error: RankmqError) -> None:
-        """A batch failed: a single row has met its end; of more, each half is tried again by itself."""
-        if len(batch) > 1:
-            self._batcher.split(batch)
-            return
-        call, index = batch.owners[0]
-        _settle(call, index, error)
+                settle(call, index, row)
 
     # ------------------------------------------------------------------------------------------- the group's life
 
@@ -369,7 +301,7 @@ class GroupDriver:
         log.info("%s is ready: epoch %d, %d ranks", self.id, epoch, self.group.rules.size, extra={"epoch": epoch})
         rules = self.group.rules
         self._conveyor = Conveyor(epoch, rules.size, rules.stages, rules.window)
-        self._sender.began()
+        self._feed.epoch_began()
         self._began_once = True
         self.slots.began(epoch)
         early, self._early = self._early, []
@@ -380,17 +312,11 @@ class GroupDriver:
 
     def _ended(self, epoch: int, reason: str) -> None:
         conveyor, self._conveyor = self._conveyor, None
-        self._sender.ended()
-        self._joining.clear()
         voided = conveyor.void() if conveyor is not None else []
         what = (self.id, epoch, len(voided), sum(map(len, voided)), reason)
         log.warning("%s: epoch %d ended, %d steps are void (%d rows): %s", *what, extra={"epoch": epoch})
-        overdue, self._overdue = self._overdue, None
-        if overdue is not None:
-            self._pace.overdue(overdue.subgraph, len(overdue))
-        held, self._held = self._held, None
-        if held is not None:
-            self._batcher.put_back(held)
+        self._feed.epoch_ended(self._overdue)
+        self._overdue = None
         for batch in voided:
             for call, _ in batch.owners:
                 if (session := ticket_of(call).session) is not None:
@@ -406,14 +332,14 @@ class GroupDriver:
         self.slots.ended()
         for ticket in [it for it in self._tickets if it.session is not None]:
             if ticket.pending is not None:
-                self._batcher.cancel(ticket.pending)
+                self._feed.cancel(ticket.pending)
             ticket.settle_all(session_lost(ticket.session))
 
     def _try_again(self, batch: Batch, reason: str) -> None:
         """Rows under which the epoch was lost are put back, while they have attempts left."""
         losses = losses_of(batch, self._max_attempts)
         for again in losses.again:
-            self._batcher.put_back(again)
+            self._feed.put_back(again)
         for ticket, place, lost in losses.exhausted:
             ticket.settle(place, AttemptsExhausted(f"the group was lost {lost} times under it; last: {reason}"))
 
@@ -423,19 +349,13 @@ class GroupDriver:
         Raises:
             ModelError: the ranks do not fit together, or not to the configuration.
         """
-        self.plans = plans = plan_all(self.servable, self.id, graphs)
+        self._feed.plans = plans = plan_all(self.servable, self.id, graphs)
         self.loops = plan_loops(self.servable, plans)
         self.files = tuple(graph.file for graph in next(iter(graphs.values())))
         return {rank: rank_plans(plans, rank) for rank in graphs}
 
     def status(self) -> GroupStatus:
         """The group at a glance."""
-        held = len(self._held.owners) if self._held is not None else 0
         early = sum(len(ticket.rows) for ticket in self._early)
-        waiting = self._batcher.waiting_rows + held + early
+        waiting = self._feed.waiting_rows + early
         return status_of(self.group, self.servable, self.slots, self.files, self.outstanding, waiting)
-
-
-def _settle(call: PendingCall, index: int, result: RowResult) -> None:
-    ticket = ticket_of(call)
-    ticket.settle(ticket.places[index], result)

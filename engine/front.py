@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import time
@@ -27,18 +28,23 @@ __all__ = ["Front", "FrontOwner", "Pools"]
 
 log = logging.getLogger(__name__)
 
+_MOST_UNCONFIRMED = 512
+"""Publishes that the broker has not confirmed; above that parts are not worth sending."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """The threads on which the servables' own Python runs.
+    """The threads on which the servables' own Python runs, and what else must not hold up the loop.
 
     Attributes:
         stages: for the functions of methods.
         pipelines: for pipelines.
+        blobs: to read and write the blob store.
     """
 
     stages: ThreadPoolExecutor
     pipelines: ThreadPoolExecutor
+    blobs: ThreadPoolExecutor
 
 
 class FrontOwner(Protocol):
@@ -148,8 +154,29 @@ class Front(ServicePorts):
             delivery_mode=2,
             timestamp=int(time.time()),
             app_id="rankmq",
+            type="reply",
         )
         self._publish("", asked.reply_to, body, properties, then)
+
+    def part(self, delivery: Delivery, body: bytes, content_type: str) -> None:
+        """Publishes a part of the answer, on the channel of the answers, which so come behind it."""
+        asked = delivery.properties
+        if (
+            not isinstance(asked.reply_to, str)
+            or self._channel.blocked
+            or self._channel.unconfirmed > _MOST_UNCONFIRMED
+        ):
+            return
+        properties = Properties(
+            correlation_id=asked.correlation_id or asked.message_id,
+            content_type=content_type,
+            delivery_mode=1,
+            timestamp=int(time.time()),
+            app_id="rankmq",
+            type="part",
+        )
+        with contextlib.suppress(ConnectionLost):
+            self._channel.publish("", asked.reply_to, body, properties, mandatory=False)
 
     def dead_letter(
         self, open_: OpenRequest, error: RankmqError, last: RankmqError | None, then: Callable[[Outcome], None]
@@ -236,6 +263,10 @@ class Front(ServicePorts):
     def in_pipeline_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """The same on a thread for pipelines."""
         self._in(self._pools.pipelines, work, done)
+
+    def in_blob_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """The same on a thread that may wait for the blob store."""
+        self._in(self._pools.blobs, work, done)
 
     def _in(self, pool: ThreadPoolExecutor, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         def run() -> None:

@@ -26,6 +26,9 @@ class GroupPorts(Protocol):
     def plane(self) -> PlaneWriter | None:
         """The memory that is shared with all ranks of the epoch that begins; None where there is none."""
 
+    def wake_at(self, when: float) -> None:
+        """Has `GroupDriver.pump` called at a time of the driver's clock."""
+
     def group_ready(self, driver: GroupDriver) -> None:
         """The group serves."""
 

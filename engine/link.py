@@ -105,6 +105,8 @@ class GroupLink(GroupPorts):
             step_timeout=step_timeout,
         )
         self._subgraphs = servable.subgraph_count or 0
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def ready(self) -> bool:
@@ -151,8 +153,10 @@ class GroupLink(GroupPorts):
             self._lease.release()
 
     def close(self) -> None:
-        """Lets go of the memory that is shared with the ranks."""
+        """Lets go of the memory that is shared with the ranks, and of what waits for time to pass."""
         self._plane.close()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def tick(self) -> None:
         """Time passed."""
@@ -241,6 +245,19 @@ class GroupLink(GroupPorts):
             self._channel.publish(exchange, tag, body, Properties(content_type=codec.MSGPACK), then=then)
         except ConnectionLost as error:
             log.debug("not sent to %s: %s", tag, error.message)  # the session ends with its connection
+
+    def wake_at(self, when: float) -> None:
+        """Has `GroupDriver.pump` called at a time of the loop's clock."""
+        if self._timer is not None:
+            if not self._timer.cancelled() and self._loop.time() < self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._pump)
+
+    def _pump(self) -> None:
+        self._timer = None
+        with self._owner.guarded():
+            self.driver.pump()
 
     def group_ready(self, driver: GroupDriver) -> None:
         """The group serves."""

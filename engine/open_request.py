@@ -13,6 +13,7 @@ from .answers import check_of
 from .dead_headers import deaths_of, text_of
 from .delivery import Delivery
 from .life import Life
+from .references import names_in, speaks, unnamed
 from .runs import RunContext
 from .ticket import RowResult
 from .topology import held_exchange
@@ -47,6 +48,7 @@ class OpenRequest:
         ended: it has its outcome, or the broker has it back.
         error: what it failed with as a whole.
         followers: the same request delivered again meanwhile; it shares the outcome.
+        blobs: the names of those that its inputs are in; None before it was understood.
     """
 
     delivery: Delivery
@@ -67,6 +69,7 @@ class OpenRequest:
     ended: bool = False
     error: RankmqError | None = None
     followers: list[OpenRequest] = field(default_factory=list)
+    blobs: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, delivery: Delivery, now: float) -> OpenRequest:
@@ -79,7 +82,8 @@ class OpenRequest:
         given = delivery.properties
         key = given.message_id if isinstance(given.message_id, str) else ""
         name = text_of(given.message_id) or text_of(given.correlation_id) or uuid.uuid4().hex
-        return cls(delivery, name, key, check_of(delivery.body) if key else 0, now, now)
+        check = check_of(unnamed(delivery.body) if speaks(delivery.headers) else delivery.body) if key else 0
+        return cls(delivery, name, key, check, now, now)
 
     def read_properties(self) -> Undecodable | None:
         """Sets the format in which it is answered.
@@ -112,6 +116,15 @@ class OpenRequest:
         properties = self.delivery.properties
         correlation = properties.correlation_id or properties.message_id
         return self.reply_to, correlation if isinstance(correlation, str) else ""
+
+    @property
+    def reads_blobs(self) -> bool:
+        """Whether its producer reads the blob store: it says so, or has written to it."""
+        return bool(self.blobs) or speaks(self.delivery.headers)
+
+    def names_of_blobs(self) -> tuple[str, ...]:
+        """The names of the blobs that it refers to; of one that was not understood, whatever looks like one."""
+        return names_in(self.delivery.body) if self.blobs is None else self.blobs
 
     @property
     def attempts(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from ..schemas.errors import AlreadyRunning, BrokerUnavailable, ConnectionLost
 from . import signals
 from .answers import Answers
+from .blob_keeper import BlobKeeper
 from .catalog import Catalog
 from .connection import Connection
 from .front import Pools
@@ -27,6 +28,7 @@ __all__ = ["Orchestrator"]
 log = logging.getLogger(__name__)
 
 _LASTING_SECONDS = 5.0
+_BLOB_THREADS = 4
 
 
 class Orchestrator:
@@ -83,38 +85,50 @@ class Orchestrator:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = stop = asyncio.Event()
+        store = self._settings.blobs()
         pools = _Pools(self._settings)
         with signals.on_stop(stop.set), pools:
-            patience, since, failures = self._settings.connect_timeout, 0.0, 0
-            while not stop.is_set():
-                connection = await Connection.open(
-                    self._settings.address(),
-                    name=f"rankmq orchestrator {self.name}",
-                    patience=patience,
-                    stopped=stop.is_set,
-                )
-                patience, began = self._settings.reconnect_timeout, self._loop.time()
-                try:
-                    await self._serve(connection, pools, stop)
-                    since = self._loop.time()
-                except ConnectionLost as error:
-                    log.warning("the connection to the broker ended: %s", error.message)
-                    since = since or began
-                    if began - since > patience:
-                        raise BrokerUnavailable(f"the broker takes us and is of no use: {error.message}") from error
-                except AlreadyRunning:
-                    # After a cut the broker may hold our own queues until it misses our heartbeats.
-                    if not since or began - since > patience:
-                        raise
-                finally:
-                    await connection.close()
-                # A broker that comes up takes connections before all of its queues are there.
-                failures = 0 if self._loop.time() - began > _LASTING_SECONDS else failures + 1
-                if failures:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(stop.wait(), timeout=min(1.0, 0.05 * 2**failures))
+            keeper = None if store is None else BlobKeeper(store, pools.pools.blobs, self._settings.blob_age)
+            try:
+                await self._serve_sessions(pools, keeper, stop)
+            finally:
+                if keeper is not None:
+                    await keeper.close()
 
-    async def _serve(self, connection: Connection, pools: _Pools, stop: asyncio.Event) -> None:
+    async def _serve_sessions(self, pools: _Pools, keeper: BlobKeeper | None, stop: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        patience, since, failures = self._settings.connect_timeout, 0.0, 0
+        while not stop.is_set():
+            connection = await Connection.open(
+                self._settings.address(),
+                name=f"rankmq orchestrator {self.name}",
+                patience=patience,
+                stopped=stop.is_set,
+            )
+            patience, began = self._settings.reconnect_timeout, loop.time()
+            try:
+                await self._serve(connection, pools, keeper, stop)
+                since = loop.time()
+            except ConnectionLost as error:
+                log.warning("the connection to the broker ended: %s", error.message)
+                since = since or began
+                if began - since > patience:
+                    raise BrokerUnavailable(f"the broker takes us and is of no use: {error.message}") from error
+            except AlreadyRunning:
+                # After a cut the broker may hold our own queues until it misses our heartbeats.
+                if not since or began - since > patience:
+                    raise
+            finally:
+                await connection.close()
+            # A broker that comes up takes connections before all of its queues are there.
+            failures = 0 if loop.time() - began > _LASTING_SECONDS else failures + 1
+            if failures:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), timeout=min(1.0, 0.05 * 2**failures))
+
+    async def _serve(
+        self, connection: Connection, pools: _Pools, keeper: BlobKeeper | None, stop: asyncio.Event
+    ) -> None:
         """One session, to its end: by the connection's, by a failure, or by our own stop."""
         session = Session(
             self.name,
@@ -125,6 +139,7 @@ class Orchestrator:
             pools.pools,
             self._answers,
             self._began,
+            keeper,
         )
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         telling = asyncio.ensure_future(self._tell_ready(session))
@@ -159,6 +174,7 @@ class _Pools:
         self.pools = Pools(
             stages=ThreadPoolExecutor(settings.stage_threads, "stage"),
             pipelines=ThreadPoolExecutor(settings.pipeline_threads, "pipeline"),
+            blobs=ThreadPoolExecutor(_BLOB_THREADS, "blobs"),
         )
 
     def __enter__(self) -> _Pools:
@@ -167,3 +183,4 @@ class _Pools:
     def __exit__(self, *_: object) -> None:
         self.pools.stages.shutdown(wait=False, cancel_futures=True)
         self.pools.pipelines.shutdown(wait=False, cancel_futures=True)
+        self.pools.blobs.shutdown(wait=False, cancel_futures=True)

@@ -59,6 +59,13 @@ class Pace:
         turn = known[0] * max(1.0, rows / known[1])  # fewer rows may take as long
         return most if turn * most <= self._allowed else max(1, int(self._allowed / turn))
 
+    def expected(self, subgraph: int, rows: int, turns: int = 0) -> float:
+        """How many seconds a step of so many rows and turns is expected to take; 0 where nothing is known."""
+        known = self._turns.get(subgraph) if turns else None
+        if known is not None:
+            return known[0] * turns * max(1.0, rows / known[1])
+        return self._seconds.get(subgraph, 0.0) * rows
+
     def rows(self, subgraph: int, most: int) -> int:
         """How many rows a step may have; at least 1.
 

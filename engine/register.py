@@ -6,15 +6,15 @@ They are MindSpore Serving's, of r1.3 (`call_preprocess`, `call_servable`, `call
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .caller import call_with, current_caller
-from .declaration import Declaration, current_declaration
+from .declaration import current_declaration
 from .loop import loop_of
-from .servable import MethodCall, Model, Pipeline, Subgraph, Where
+from .servable import MethodCall, Model, Pipeline, Subgraph
+from .signature import signature_of
 from .trace import Symbol, Trace, current_trace, trace_method
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "register_method",
     "register_pipeline",
     "repeat",
+    "send_part",
 ]
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def register_method(output_names: str | Sequence[str]) -> Callable[[_Function], 
 
     def register(function: _Function) -> _Function:
         where = declaration.here()
-        inputs, outputs = _signature(function, output_names, "method", declaration, where)
+        inputs, outputs = signature_of(function, output_names, "method", declaration, where)
         declaration.add_entry(trace_method(function, inputs, outputs, declaration, where))
         return function
 
@@ -75,7 +76,7 @@ def register_pipeline(output_names: str | Sequence[str]) -> Callable[[_Function]
 
     def register(function: _Function) -> _Function:
         where = declaration.here()
-        inputs, outputs = _signature(function, output_names, "pipeline", declaration, where)
+        inputs, outputs = signature_of(function, output_names, "pipeline", declaration, where)
         declaration.add_entry(Pipeline(function.__name__, inputs, outputs, function, where))
         return function
 
@@ -215,6 +216,8 @@ def repeat(
     subgraph: int = 0,
     slice_turns: int = 8,
     tag: str | None = None,
+    stream: Callable[..., Mapping[str, Any] | None] | None = None,
+    stream_args: Sequence[Any] = (),
 ) -> Any:
     """A loop on the ranks: a subgraph is run again and again, each turn on what the turn before gave.
 
@@ -238,6 +241,11 @@ def repeat(
         subgraph: its number.
         slice_turns: how many turns the ranks run at most before other rows can join; fewer, where they are slow.
         tag: a word for it, of your own.
+        stream: a function that makes a part of the answer, for requests that ask for parts: a dict of named outputs, as
+            `send_part` takes them, or None for nothing now. It is called with `stream_args`, and then with all that the
+            loop has given until now for one instance, in the order in which it gives it in the end, after a slice with
+            which the instance was not done. It may be left out where slices come fast. What it raises is only logged.
+        stream_args: inputs of the method, results of earlier stages, or constants.
 
     Returns:
         The symbols of what is collected, then of what is kept of the last turn: one, or a tuple of them.
@@ -258,8 +266,39 @@ def repeat(
             raise trace.error(f"{word} must be a whole number above 0, not {value!r}")
     if tag is not None and not isinstance(tag, str):
         raise trace.error(f"tag must be a string, not {tag!r}")
+    if stream is not None and (isinstance(stream, Model) or not callable(stream)):
+        raise trace.error(f"stream is a function, not {stream!r}")
+    if not isinstance(stream_args, list | tuple) or (stream_args and stream is None):
+        raise trace.error(f"stream_args is a list of what the function stream is given, not {stream_args!r}")
     loop = loop_of(trace.error, arguments=len(args), feed=feed, until=until, collect=collect, last=last)
-    return trace.add_repeat(subgraph, args, loop, times=times, at_most=at_most, slice_turns=slice_turns, tag=tag or "")
+    return trace.add_repeat(
+        subgraph,
+        args,
+        loop,
+        times=times,
+        at_most=at_most,
+        slice_turns=slice_turns,
+        tag=tag or "",
+        stream=stream,
+        stream_args=tuple(stream_args),
+    )
+
+
+def send_part(**outputs: Any) -> None:
+    """Tell what there is of the instance's answer so far, where its request asked for parts; else nothing happens.
+
+    For pipelines, and for functions of methods that take one instance at a time. Parts are previews: one may get lost,
+    and the answer has to be whole without them. So give all that there is so far rather than what is new.
+
+    Args:
+        outputs: by name arrays, numbers or text; the names need not be those of the answer's outputs.
+
+    Raises:
+        ServableError: no request is being served here.
+        StageFailed: the stage takes several instances at a time.
+        InvalidInput: an output that cannot be sent.
+    """
+    current_caller("register.send_part").send_part(outputs)
 
 
 def declare_model(
@@ -272,6 +311,7 @@ def declare_model(
     config_file: str | None = None,
     *,
     batch_size: int | None = None,
+    max_wait: float = 0.0,
 ) -> Model:
     """Declare a model of one rank.
 
@@ -284,6 +324,7 @@ def declare_model(
         context: as `options`.
         config_file: as `options`.
         batch_size: rows of a batch at most, for a model with a batch axis.
+        max_wait: as in `distributed.declare_servable`.
 
     Returns:
         The model, for `add_stage` and `Model.call`.
@@ -308,6 +349,7 @@ def declare_model(
         with_batch_dim=with_batch_dim,
         without_batch_dim_inputs=without_batch_dim_inputs,
         batch_size=batch_size,
+        max_wait=max_wait,
         subgraphs=subgraphs,
         communication="auto",
     )
@@ -331,30 +373,6 @@ def _call_function(
     if isinstance(function, Model) or not callable(function):
         raise trace.error(f"{word}: its first argument is a function, not {function!r}")
     return trace.add_function(function, args, count=None, batch_size=batch_size, tag=tag)
-
-
-def _signature(
-    function: Callable[..., Any], output_names: Any, kind: str, declaration: Declaration, where: Where
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The input and output names of a method or pipeline."""
-    name = getattr(function, "__name__", "")
-    if not callable(function) or isinstance(function, type) or not name.isidentifier():
-        raise declaration.error(f"a {kind} is a function with a name, not {function!r}", where)
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(inspect.unwrap(function)):
-        raise declaration.error(f"{kind} {name} must be a plain function, not async and without yield", where)
-    inputs = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            raise declaration.error(f"{kind} {name}: {parameter}: its inputs are plain parameters, each a name", where)
-        if parameter.default is not parameter.empty:
-            raise declaration.error(f"{kind} {name}: input {parameter.name} has a default: a request names all", where)
-        inputs.append(parameter.name)
-    outputs = [output_names] if isinstance(output_names, str) else output_names
-    if not isinstance(outputs, list | tuple) or not outputs or not all(isinstance(o, str) and o for o in outputs):
-        raise declaration.error(f"{kind} {name}: output_names must be a list of names, not {output_names!r}", where)
-    if len(set(outputs)) != len(outputs):
-        raise declaration.error(f"{kind} {name}: output_names names an output twice: {output_names!r}", where)
-    return tuple(inputs), tuple(outputs)
 
 
 def _number_of(model: Model, subgraph: Any, trace: Trace) -> int:

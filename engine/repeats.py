@@ -15,6 +15,7 @@ import numpy as np
 from ..schemas.errors import GraphFailed, InvalidInput, RankmqError, TemporaryFailure
 from . import retry
 from .loop_plan import Turned
+from .previews import Preview
 from .run_ports import RunContext, RunPorts
 from .servable import RepeatStage
 from .ticket import Done, RowResult
@@ -53,7 +54,7 @@ class LoopRow:
         return turned.stopped or self.left <= 0
 
     def result(self) -> RowResult:
-        """What the stage gives for it, once it is done."""
+        """What the stage gives for it, once it is done; until then, what it would give were it done now."""
         whole = []
         for parts in zip(*self.collected, strict=True):
             if any(part.shape[1:] != parts[0].shape[1:] for part in parts):
@@ -72,6 +73,7 @@ class RepeatRun:
         rows: per row the arguments of its first turn.
         times: per row, how many turns it may run, as it was given.
         done: called on the loop with one result or error per row.
+        previews: by row, what shows how far it has come; none where nobody asked.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class RepeatRun:
         rows: Sequence[tuple[Any, ...]],
         times: Sequence[Any],
         done: Done,
+        previews: Sequence[Preview] = (),
     ) -> None:
         self._ports = ports
         self._context = context
@@ -90,6 +93,7 @@ class RepeatRun:
         self._results: list[RowResult | None] = [None] * len(rows)
         self._left = len(rows)
         self._done = done
+        self._previews = dict(enumerate(previews))
         self._given = list(zip(rows, times, strict=True))
 
     def start(self) -> None:
@@ -133,13 +137,23 @@ class RepeatRun:
                 self._settle(place, self._rows[place].result())
             else:
                 going.append(place)
+                self._show(place)
         if going:
             self._slice(going, 1)
         if again:
             self._ports.later(pause, lambda: self._slice(again, attempt + 1))
 
+    def _show(self, place: int) -> None:
+        preview = self._previews.get(place)
+        if preview is not None:
+            so_far = self._rows[place].result()
+            if not isinstance(so_far, RankmqError):
+                preview.show(so_far)
+
     def _settle(self, place: int, result: RowResult) -> None:
         self._results[place] = result
+        if place in self._previews:
+            self._previews[place].end()
         self._left -= 1
         if self._left == 0:
             self._done([it for it in self._results if it is not None])

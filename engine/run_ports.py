@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from .life import Life
+from .parts import PartSender
 from .servable import RepeatStage, Servable
 from .sessions import InstanceSessions
 from .ticket import Done
@@ -46,6 +47,7 @@ class RunContext:
         life: whether it is still wanted.
         max_attempts: how often what fails for a reason that passes is tried.
         alone: its calls share no step with others': ranks were lost under it more than once.
+        parts: per row that runs, where parts of its answer go; none where nobody asked for them.
     """
 
     servable: Servable
@@ -58,6 +60,7 @@ class RunContext:
     life: Life = field(default_factory=Life)
     max_attempts: int = 1
     alone: bool = False
+    parts: tuple[PartSender, ...] = ()
 
 
 class RunPorts(Protocol):

@@ -7,7 +7,8 @@ the run goes on when their results come. A pipeline is plain Python and holds a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ import numpy as np
 from ..schemas.errors import InternalError, RankmqError, StageFailed, TemporaryFailure
 from ..schemas.tensors import dtype_name, from_array
 from . import retry
+from .parts import outputs_of_part
+from .previews import Preview
 from .repeats import RepeatRun
 from .run_ports import RunContext, RunPorts, Tally
 from .servable import (
@@ -48,12 +51,34 @@ class ThreadCaller:
         context: the request's.
         in_pool: whether the thread is one of the pool for functions. What it waits for must not need another of that
             pool, which may all be waiting so: functions of the methods that it calls run on itself.
+        several: whether it runs several instances at a time, of which none can be told apart.
     """
 
-    def __init__(self, ports: RunPorts, context: RunContext, *, in_pool: bool = False) -> None:
+    def __init__(self, ports: RunPorts, context: RunContext, *, in_pool: bool = False, several: bool = False) -> None:
         self._ports = ports
         self._context = context
         self._in_pool = in_pool
+        self._several = several
+
+    def of(self, row: int) -> ThreadCaller:
+        """The same for one of the rows of its context."""
+        if len(self._context.parts) <= 1:
+            return self
+        own = replace(self._context, parts=self._context.parts[row : row + 1])
+        return ThreadCaller(self._ports, own, in_pool=self._in_pool)
+
+    def of_several(self) -> ThreadCaller:
+        """The same for what runs several rows at a time."""
+        own = replace(self._context, parts=()) if self._context.parts else self._context
+        return ThreadCaller(self._ports, own, in_pool=self._in_pool, several=True)
+
+    def send_part(self, outputs: Mapping[str, Any]) -> None:
+        """Tells what there is of the instance's answer so far, where that was asked for."""
+        if self._several:
+            raise StageFailed("send_part: this stage takes several instances at a time, and a part is one instance's")
+        if self._context.parts:
+            (send,), part = self._context.parts, outputs_of_part(outputs)
+            self._ports.on_loop(lambda: send(part))
 
     def call_method(self, servable: str, version: int, method: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Runs a method on one instance; raises what it met."""
@@ -207,10 +232,24 @@ class MethodRun:
             self._ports.call_subgraph(self._context, stage.subgraph, arguments, done)
         elif isinstance(stage, RepeatStage):
             times = [self._value(row, stage.times) for row in rows]
-            RepeatRun(self._ports, self._context, stage, arguments, times, done).start()
+            previews = self._previews(stage, rows)
+            RepeatRun(self._ports, self._context, stage, arguments, times, done, previews).start()
         else:
-            function, caller = stage, ThreadCaller(self._ports, self._context, in_pool=True)
+            function, own = stage, self._context
+            if own.parts:
+                own = replace(own, parts=tuple(own.parts[row] for row in rows))
+            caller = ThreadCaller(self._ports, own, in_pool=True)
             self._ports.in_pool(lambda: run_function(function, arguments, caller), done)
+
+    def _previews(self, stage: RepeatStage, rows: Sequence[int]) -> list[Preview]:
+        if stage.stream is None or not self._context.parts:
+            return []
+        return [
+            Preview(
+                self._ports, stage, [self._value(row, ref) for ref in stage.stream_inputs], self._context.parts[row]
+            )
+            for row in rows
+        ]
 
     def _value(self, row: int, ref: Ref) -> Any:
         match ref:
@@ -235,8 +274,12 @@ def run_function(stage: FunctionStage, rows: Sequence[tuple[Any, ...]], caller: 
     if stage.batch_size is not None:
         size = stage.batch_size or len(rows)
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        caller = caller.of_several()
         return [result for batch in batches for result in _run_batch(stage, batch, caller)]
-    return [_guarded(f"stage {stage.name}", partial(_run_row, stage, row), caller) for row in rows]
+    return [
+        _guarded(f"stage {stage.name}", partial(_run_row, stage, row), caller.of(place))
+        for place, row in enumerate(rows)
+    ]
 
 
 def _run_row(stage: FunctionStage, row: tuple[Any, ...]) -> tuple[Any, ...]:

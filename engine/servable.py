@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -83,6 +84,7 @@ class Model:
         with_batch_dim: the first axis of inputs and outputs is the batch.
         without_batch_dim_inputs: inputs that have no batch axis all the same (only with `with_batch_dim`).
         batch_size: rows of a batch at most, for a graph with a batch axis; None: as many as there are.
+        max_wait: seconds that rows wait for others to fill a batch, where the ranks have nothing to do.
         subgraphs: in the order of their numbers; None: as many as there are model files.
         communication: how the ranks talk within a graph.
         first_subgraph: the servable-wide number of its first subgraph.
@@ -97,6 +99,7 @@ class Model:
     with_batch_dim: bool = True
     without_batch_dim_inputs: tuple[int, ...] = ()
     batch_size: int | None = None
+    max_wait: float = 0.0
     subgraphs: tuple[Subgraph, ...] | None = None
     communication: Communication = "auto"
     first_subgraph: int = 0
@@ -211,6 +214,8 @@ class RepeatStage:
         outputs_count: those that are collected of every turn, then those that are kept of the last.
         where: the line that put it into the method.
         tag: a word of the configuration's author for it; "" if none.
+        stream: makes parts of the answer of what the loop has given so far; None: there are none.
+        stream_inputs: what that function is given before it.
     """
 
     subgraph: int
@@ -222,6 +227,8 @@ class RepeatStage:
     outputs_count: int
     where: Where
     tag: str = ""
+    stream: Callable[..., Any] | None = None
+    stream_inputs: tuple[Ref, ...] = ()
 
 
 Stage: TypeAlias = FunctionStage | SubgraphStage | RepeatStage
@@ -292,17 +299,17 @@ class Servable:
     communication: Communication
     model_files: tuple[tuple[Path, ...], ...] | None
 
-    @property
+    @cached_property
     def slots(self) -> int:
         """How many instances may keep state on the ranks at once; 0: it keeps none."""
         return max((model.slots for model in self.models), default=0)
 
-    @property
+    @cached_property
     def shared_parameters(self) -> tuple[str, ...]:
         """Patterns of the names of parameters that are one and the same in all graphs of a rank."""
         return tuple(dict.fromkeys(pattern for model in self.models for pattern in model.shared_parameters))
 
-    @property
+    @cached_property
     def subgraph_count(self) -> int | None:
         """How many subgraphs there are; None where that is not known here."""
         counts = [None if model.subgraphs is None else len(model.subgraphs) for model in self.models]

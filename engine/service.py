@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from ..schemas import codec, plain
 from ..schemas.errors import (
@@ -25,18 +25,21 @@ from ..schemas.limits import Limits
 from ..schemas.messages import Request
 from . import retry
 from .admission import Admission
-from .answering import Answering, AnswerPorts
+from .answering import Answering
 from .answers import Answers
-from .calls import CallPorts, Calls
+from .calls import Calls
 from .catalog import Catalog
 from .deadline import Deadlines, seconds_left
 from .delivery import Delivery
 from .driver import GroupDriver
+from .edge_blobs import EdgeBlobs, Fetched, look_up
 from .instances import arguments_of
 from .open_request import OpenRequest
+from .parts import InstanceParts, Parts
 from .routes import dropped, lane_of
 from .runs import MethodRun, RunContext, ThreadCaller, run_pipeline
 from .servable import Method, Pipeline, Servable
+from .service_ports import ServicePorts
 from .sessions import InstanceSessions
 from .ticket import Done, RowResult
 from .waits import Waits
@@ -46,19 +49,6 @@ __all__ = ["CancelState", "Service", "ServicePorts"]
 CancelState = Literal["cancelled", "answered", "noted"]
 
 _MOST_NOTED = 10_000
-
-
-class ServicePorts(AnswerPorts, CallPorts, Protocol):
-    """How the service reaches the world. All but `on_loop` are called on the loop."""
-
-    def request_ended(self) -> None:
-        """A request has its terminal outcome, or the broker has it back."""
-
-    def in_pipeline_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Runs `work` on a thread for pipelines, then `done` with its result on the loop."""
-
-    def wake_at(self, when: float) -> None:
-        """Has `Service.tick` called at a time of the monotonic clock."""
 
 
 class Service:
@@ -76,6 +66,7 @@ class Service:
         max_in_flight: how many requests run at once; those that were taken beyond them wait.
         max_message: largest message that the broker takes, in bytes.
         answers: the memory of what was answered.
+        blobs: for inputs and outputs by reference; None where there is no blob store.
     """
 
     def __init__(
@@ -92,6 +83,7 @@ class Service:
         max_in_flight: int,
         max_message: int,
         answers: Answers,
+        blobs: EdgeBlobs | None = None,
     ) -> None:
         self._catalog = catalog
         self._calls = Calls(catalog, drivers, ports, clock)
@@ -107,7 +99,9 @@ class Service:
         self._admission: Admission[OpenRequest] = Admission(max_in_flight)
         self._admitting = False
         self._answers = answers
-        self._answering = Answering(ports, clock, wall, answers, max_message, self._ended)
+        self._blobs = blobs
+        self._max_message = max_message
+        self._answering = Answering(ports, clock, wall, answers, max_message, self._ended, blobs)
         self._deadlines: Deadlines[OpenRequest] = Deadlines()
         self._noted: OrderedDict[str, None] = OrderedDict()
         self.served = 0
@@ -150,7 +144,8 @@ class Service:
         except RankmqError as error:
             self._answering.fail(open_, error)
             return
-        open_.start = partial(self._start, open_, request, servable, entry, lane)
+        start = partial(self._start, open_, request, servable, entry, lane)
+        open_.start = partial(self._look_up, open_, request, start)
         self._admission.put(lane, open_)
         self._admit()
 
@@ -224,8 +219,21 @@ class Service:
         finally:
             self._admitting = False
 
+    def _look_up(self, open_: OpenRequest, request: Request, start: Callable[[Fetched], None]) -> None:
+        """Starts a request, once the inputs that are there by reference have been read."""
+        try:
+            look_up(self._blobs, open_, request.instances, start)
+        except RankmqError as error:
+            self._answering.fail(open_, error)
+
     def _start(
-        self, open_: OpenRequest, request: Request, servable: Servable, entry: Method | Pipeline, lane: str
+        self,
+        open_: OpenRequest,
+        request: Request,
+        servable: Servable,
+        entry: Method | Pipeline,
+        lane: str,
+        instances: Fetched,
     ) -> None:
         lenient = any(plain.is_untyped(value) for instance in request.instances for value in instance.values())
         context = open_.context = RunContext(
@@ -236,20 +244,26 @@ class Service:
         open_.left = len(request.instances)
         rows: list[tuple[int, tuple[Any, ...]]] = []
         refused: list[tuple[int, RankmqError]] = []
-        for index, instance in enumerate(request.instances):
+        for index, instance in enumerate(instances):
             try:
+                if isinstance(instance, RankmqError):
+                    raise instance
                 rows.append((index, arguments_of(instance, entry.input_names, self._limits)))
             except RankmqError as error:
                 refused.append((index, error))
         for index, refusal in refused:
             self._settle(open_, index, refusal)
+        parts: dict[int, InstanceParts] = {}
+        if request.stream and open_.reply_to:
+            parts = Parts(open_, self._ports, self._max_message).instances(index for index, _ in rows)
         if isinstance(entry, Method) and not servable.slots:
             if rows:
                 places = [index for index, _ in rows]
+                context = replace(context, parts=tuple(it.begin() for it in parts.values()))
                 MethodRun(self._calls, context, entry, [row for _, row in rows], self._settler(open_, places)).start()
             return
         for index, row in rows:
-            self._run(open_, context, entry, index, row)
+            self._run(open_, context, entry, index, row, parts.get(index))
 
     def _run(
         self,
@@ -258,6 +272,7 @@ class Service:
         entry: Method | Pipeline,
         index: int,
         row: tuple[Any, ...],
+        parts: InstanceParts | None,
         attempt: int = 1,
     ) -> None:
         """Runs one instance by itself; where that fails for a reason that passes, once more from its inputs."""
@@ -265,7 +280,8 @@ class Service:
             self._settle(open_, index, context.life.over)
             return
         sessions = InstanceSessions()
-        own = replace(context, sessions=sessions, alone=1 < attempt == self._max_attempts)
+        senders = () if parts is None else (parts.begin(),)
+        own = replace(context, sessions=sessions, alone=1 < attempt == self._max_attempts, parts=senders)
 
         def ran(result: RowResult) -> None:
             blameless = isinstance(result, SessionLost) and not sessions.suspect
@@ -277,7 +293,7 @@ class Service:
             elif following > self._max_attempts:
                 self._settle(open_, index, retry.given_up(result, attempt))
             else:
-                again = partial(self._run, open_, context, entry, index, row, following)
+                again = partial(self._run, open_, context, entry, index, row, parts, following)
                 self._ports.later(pause, again) if pause else again()
 
         if isinstance(entry, Method):
@@ -306,6 +322,8 @@ class Service:
         if self._open.pop(open_, self) is self:
             return False
         open_.ended = True
+        if self._blobs is not None:
+            self._blobs.ended(open_)
         self._deadlines.discard(open_)
         if self._by_key.get(open_.key) is open_:
             del self._by_key[open_.key]

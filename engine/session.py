@@ -22,10 +22,12 @@ from ..schemas.messages import CancelReply, GroupId, QueueStatus, Status
 from . import topology
 from .answer_log import AnswerLog
 from .answers import Answers
+from .blob_keeper import BlobKeeper
 from .catalog import Catalog
 from .connection import Connection, Properties
 from .custody import Custody
 from .delivery import Delivery
+from .edge_blobs import EdgeBlobs
 from .front import Front, FrontOwner, Pools
 from .group import GroupRules
 from .link import GroupLink
@@ -55,6 +57,7 @@ class Session(FrontOwner):
         pools: the threads for the servables' own Python.
         answers: what was answered; it outlives the connection.
         began: when the process began, as `time.time()`.
+        keeper: of the blob store; it outlives the connection. None where there is none.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Session(FrontOwner):
         pools: Pools,
         answers: Answers,
         began: float,
+        keeper: BlobKeeper | None = None,
     ) -> None:
         self._name = orchestrator
         self._catalog = catalog
@@ -76,6 +80,7 @@ class Session(FrontOwner):
         self._pools = pools
         self._answers = answers
         self._began = began
+        self._keeper = keeper
         self._links: dict[tuple[str, int], GroupLink] = {}
         self._idle = asyncio.Event()
         self._serving: list[asyncio.Task[None]] = []
@@ -122,6 +127,7 @@ class Session(FrontOwner):
             max_in_flight=settings.max_in_flight,
             max_message=connection.max_message,
             answers=answers,
+            blobs=self._edge_blobs(connection.max_message),
         )
         await records.open()
         self._custody = Custody(edge, self._name, settings.hold_seconds, self._loop.time, time.time, self._front.take)
@@ -130,6 +136,19 @@ class Session(FrontOwner):
         self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
         self._check_ready()
         self._consumer = asyncio.create_task(self._consume_as_wanted(names))
+
+    def _edge_blobs(self, max_message: int) -> EdgeBlobs | None:
+        keeper, settings = self._keeper, self._settings
+        if keeper is None:
+            return None
+        return EdgeBlobs(
+            keeper.store,
+            self._front.in_blob_pool,
+            keeper.discard,
+            inline_limit=settings.inline_limit,
+            most_bytes=settings.max_tensor_bytes,
+            max_message=max_message,
+        )
 
     async def _serve(self, link: GroupLink) -> None:
         try:

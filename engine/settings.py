@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
@@ -17,6 +17,9 @@ from pydantic_settings import (
 from ..schemas.errors import ConfigurationError
 from ..schemas.limits import Limits
 from .address import BrokerAddress
+
+if TYPE_CHECKING:
+    from .blobs import BlobStore
 
 __all__ = ["Settings", "load_settings"]
 
@@ -61,6 +64,16 @@ class Settings(BaseSettings):
     plane_bytes: int = Field(
         64 * 1024 * 1024, ge=0, le=1 << 34, description="memory shared with the ranks of this host; 0 for none"
     )
+    blob_store: SecretStr | None = Field(
+        None, description="where large tensors go past the broker, as fsspec knows it: file:///..., s3://..."
+    )
+    inline_limit: int = Field(
+        1024 * 1024, ge=4096, description="largest tensor in a message, in bytes, where there is a blob store"
+    )
+    max_tensor_bytes: int = Field(
+        1024**3, ge=1024 * 1024, description="bytes of blobs that requests may bring at once; more have to wait"
+    )
+    blob_age: float = Field(168.0, gt=0, description="hours after which blobs are deleted that nobody has deleted")
     max_attempts: int = Field(3, ge=1, le=20, description="how often a request is tried when a group is lost under it")
     wait_agents_time_in_seconds: float = Field(0.0, ge=0, description="wait so long for all ranks; 0 waits for ever")
     step_timeout: float = Field(
@@ -99,6 +112,20 @@ class Settings(BaseSettings):
     def limits(self) -> Limits:
         """The bounds on a request."""
         return Limits(body_bytes=self.max_body_bytes, instances=self.max_instances)
+
+    def blobs(self) -> BlobStore | None:
+        """The blob store; None where none is set.
+
+        Raises:
+            ConfigurationError: a URL that fsspec does not know, or for which a package is missing.
+        """
+        if self.blob_store is None or not self.blob_store.get_secret_value():
+            return None
+        from .blobs import BlobStore
+
+        store = BlobStore(self.blob_store.get_secret_value())
+        store.open()
+        return store
 
     def address(self) -> BrokerAddress:
         """Where the broker is.

@@ -11,6 +11,7 @@ orchestrator <--> rankmq.lease.<group>                                          
 anyone --> rankmq.status, rankmq.cancel --> rankmq.status.<orchestrator>         exclusive to the orchestrator
 orchestrator --> rankmq.answers                                                  stream: which requests were answered
 orchestrator <--> rankmq.held.<orchestrator>                                     requests that run for long
+replies to an offline job --> rankmq.job.<job>                                   quorum, durable, while the job is there
 what cannot be answered --> rankmq.dead --> rankmq.dead                          quorum, durable
 """
 
@@ -47,6 +48,8 @@ __all__ = [
     "held",
     "held_exchange",
     "inner",
+    "job",
+    "job_queue",
     "lease",
     "lease_queue",
     "orchestrator_queues",
@@ -83,6 +86,7 @@ orchestrator down each time. A queue's arguments cannot change, so this does not
 
 _MOST_DEAD = 1_000_000
 _HELD_MS = 10_000
+_JOB_MS = 7 * 86_400_000
 
 Kind = Literal["direct", "fanout", "topic"]
 
@@ -297,6 +301,23 @@ def status(orchestrator: str) -> Topology:
     """Where an orchestrator is asked for its status, and told what to cancel."""
     queue = status_queue(orchestrator)
     return (Queue(queue, durable=False, exclusive=True), Binding(queue, STATUS), Binding(queue, CANCEL))
+
+
+def job_queue(name: str) -> str:
+    """The queue for the replies to an offline job; it outlives whoever runs the job."""
+    return f"rankmq.job.{name}"
+
+
+def job(name: str) -> Topology:
+    """Where the replies to an offline job wait until they are on record. One that nobody resumes is let go.
+
+    Each run that ends takes unacknowledged replies as delivered once, so deliveries are not counted.
+
+    Args:
+        name: its id.
+    """
+    arguments = {"x-expires": _JOB_MS, "x-delivery-limit": 1_000_000_000}
+    return (_quorum(job_queue(name), **arguments),)
 
 
 def group_exchanges(group: GroupId, subgraphs: int) -> Topology:

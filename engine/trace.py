@@ -134,6 +134,8 @@ class Trace:
         at_most: int | None,
         slice_turns: int,
         tag: str = "",
+        stream: Callable[..., Any] | None = None,
+        stream_args: tuple[Any, ...] = (),
     ) -> Symbol | tuple[Symbol, ...]:
         """Add a loop over a subgraph (servable-wide number); `times` a number, or a value of the request."""
         if isinstance(times, Symbol):
@@ -142,9 +144,14 @@ class Trace:
         elif at_most is not None:
             raise self.error("at_most is for times that come with the request")
         inputs, count = self._graph_inputs(subgraph, args), len(loop.collect) + len(loop.last)
+        if stream is not None:
+            name = getattr(stream, "__name__", type(stream).__name__)
+            self._check_function(stream, name, len(stream_args) + count, None)
         most = times if at_most is None else at_most
-        where = self._declaration.here()
-        stage = RepeatStage(subgraph, inputs, self._ref(times), most, loop, slice_turns, count, where, tag)
+        where, shown = self._declaration.here(), tuple(self._ref(value) for value in stream_args)
+        stage = RepeatStage(
+            subgraph, inputs, self._ref(times), most, loop, slice_turns, count, where, tag, stream, shown
+        )
         return self._add(stage, count, f"subgraph {subgraph}, repeated")
 
     def _graph_inputs(self, subgraph: int, args: tuple[Any, ...]) -> tuple[Ref, ...]:

@@ -6,6 +6,7 @@ in `rankmq.schemas.messages`.
 
 from __future__ import annotations
 
+from .blobs import Blob
 from .codec import (
     JSON,
     MSGPACK,
@@ -21,6 +22,8 @@ from .documents import CHANNEL_NAMES, asyncapi, json_schema
 from .errors import (
     AlreadyRunning,
     AttemptsExhausted,
+    BlobMissing,
+    BlobUnavailable,
     BrokerRefused,
     BrokerUnavailable,
     Cancelled,
@@ -95,6 +98,9 @@ __all__ = [
     "SCHEMA_VERSION",
     "AlreadyRunning",
     "AttemptsExhausted",
+    "Blob",
+    "BlobMissing",
+    "BlobUnavailable",
     "BrokerRefused",
     "BrokerUnavailable",
     "Cancelled",

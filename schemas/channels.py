@@ -81,6 +81,7 @@ def named(union: Any, *but: type) -> list[str]:
 
 _REQUEST = ["Request", "RequestJson"]
 _REPLY = ("Reply", "ReplyJson")
+_PART = ("ReplyPart", "ReplyPartJson")
 _STATUS = ("Status",)
 _CANCELLED = ("CancelReply", "CancelReplyJson")
 _TO_AGENTS = named(ToAgent, Task)
@@ -101,7 +102,9 @@ CHANNELS: dict[str, Channel] = {
         _REQUEST,
         queue="unrouted_queue",
     ),
-    "replies": Channel("The queue that the message named in its property reply_to.", [*_REPLY, *_STATUS, *_CANCELLED]),
+    "replies": Channel(
+        "The queue that the message named in its property reply_to.", [*_REPLY, *_PART, *_STATUS, *_CANCELLED]
+    ),
     "deadLetters": Channel("Requests that could not be answered.", ["DeadLetter"], "dead_exchange", "dead_key"),
     "deadLetterQueue": Channel("Requests that could not be answered.", ["DeadLetter"], queue="dead_queue"),
     "cancel": Channel("Asks every orchestrator to give up a request.", ["Cancel"], "cancel_exchange"),
@@ -128,9 +131,20 @@ CHANNELS: dict[str, Channel] = {
 OPERATIONS: dict[str, Operation] = {
     "sendRequest": Operation("producer", "sends", "requests", "Ask.", _REPLY, persistent=True),
     "receiveReply": Operation("producer", "receives", "replies", "Be answered.", only=_REPLY),
+    "receivePart": Operation(
+        "producer", "receives", "replies", "See what there is so far, where the request asked for it.", only=_PART
+    ),
     "takeRequest": Operation("orchestrator", "receives", "requestsQueue", "Take; acknowledged when answered.", _REPLY),
     "refuseRequest": Operation("orchestrator", "receives", "unroutedQueue", "Take, to answer an error.", _REPLY),
     "sendReply": Operation("orchestrator", "sends", "replies", "Answer.", persistent=True, only=_REPLY),
+    "sendPart": Operation(
+        "orchestrator",
+        "sends",
+        "replies",
+        "Tell what there is so far; before the answer, and never after it.",
+        persistent=False,
+        only=_PART,
+    ),
     "deadLetter": Operation("orchestrator", "sends", "deadLetters", "Put aside, with the reason.", persistent=True),
     "readDeadLetter": Operation("operator", "receives", "deadLetterQueue", "See what was put aside."),
     "replayDeadLetter": Operation(

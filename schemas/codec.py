@@ -9,14 +9,14 @@ a body raises `Undecodable`, `UnsupportedSchema` or `LimitExceeded`, nothing els
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 import msgspec.json
 import msgspec.msgpack
 
-from . import plain
 from .errors import InvalidInput, LimitExceeded, Undecodable, UnsupportedSchema
+from .json_forms import JsonPart, JsonReply, JsonRequest
 from .limits import Limits
 from .messages import (
     SCHEMA_VERSION,
@@ -24,6 +24,7 @@ from .messages import (
     CancelReply,
     Message,
     Reply,
+    ReplyPart,
     Request,
     Status,
     ToAgent,
@@ -37,6 +38,7 @@ __all__ = [
     "content_type_of",
     "decode_answers_sent",
     "decode_cancel_reply",
+    "decode_part",
     "decode_reply",
     "decode_request",
     "decode_status",
@@ -44,6 +46,7 @@ __all__ = [
     "decode_to_orchestrator",
     "encode",
     "encode_cancel_reply",
+    "encode_part",
     "encode_reply",
     "encode_request",
 ]
@@ -60,18 +63,11 @@ class _Version(msgspec.Struct):
     v: int = SCHEMA_VERSION
 
 
-class _JsonRequest(Request, frozen=True, kw_only=True):
-    instances: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
-
-
-class _JsonReply(Reply, frozen=True, kw_only=True):
-    outputs: list[dict[str, Any] | None] = msgspec.field(default_factory=list)
-
-
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder().encode
 _request = msgspec.msgpack.Decoder(Request)
 _reply = msgspec.msgpack.Decoder(Reply)
+_part = msgspec.msgpack.Decoder(ReplyPart)
 _to_agent: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToAgent)
 _to_orchestrator: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToOrchestrator)
 _status = msgspec.msgpack.Decoder(Status)
@@ -79,8 +75,9 @@ _answers_sent = msgspec.msgpack.Decoder(AnswersSent)
 _cancel_reply = msgspec.msgpack.Decoder(CancelReply)
 _json_cancel_reply = msgspec.json.Decoder(CancelReply)
 _version = msgspec.msgpack.Decoder(_Version)
-_json_request = msgspec.json.Decoder(_JsonRequest)
-_json_reply = msgspec.json.Decoder(_JsonReply)
+_json_request = msgspec.json.Decoder(JsonRequest)
+_json_reply = msgspec.json.Decoder(JsonReply)
+_json_part = msgspec.json.Decoder(JsonPart)
 _json_version = msgspec.json.Decoder(_Version)
 _parts_of_map = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _parts_of_array = msgspec.msgpack.Decoder(list[msgspec.Raw])
@@ -139,10 +136,7 @@ def decode_request(body: bytes, content_type: str = MSGPACK, limits: Limits | No
     if content_type == JSON:
         if len(body) > limits.elements and sum(map(body.count, (b",", b"[", b"{"))) > limits.elements:
             raise LimitExceeded(f"more than {limits.elements} values in a JSON body")
-        found = _decode(_json_request, _json_version, body, "JSON")
-        request = Request(
-            servable=found.servable, method=found.method, version=found.version, instances=found.instances
-        )
+        request: Request = _decode(_json_request, _json_version, body, "JSON").message()
     else:
         if len(body) > limits.elements:
             _look_over(body, limits)
@@ -167,11 +161,7 @@ def encode_request(request: Request, content_type: str = MSGPACK) -> bytes:
     """
     if content_type != JSON:
         return _encoded(_encode, request)
-    rows = [{name: plain.value_to_json(value) for name, value in row.items()} for row in request.instances]
-    return _encoded(
-        _encode_json,
-        _JsonRequest(servable=request.servable, method=request.method, version=request.version, instances=rows),
-    )
+    return _encoded(_encode_json, JsonRequest.of(request))
 
 
 def decode_reply(body: bytes, content_type: str = MSGPACK) -> Reply:
@@ -183,12 +173,12 @@ def decode_reply(body: bytes, content_type: str = MSGPACK) -> Reply:
         LimitExceeded: nested too deeply.
         InvalidInput: an output in JSON whose dtype, shape and data do not go together.
     """
-    if content_type != JSON:
-        reply: Reply = _decode(_reply, _version, body, "MessagePack")
-        return reply
-    found = _decode(_json_reply, _json_version, body, "JSON")
-    outputs = [row and {name: plain.tensor_from_json(value) for name, value in row.items()} for row in found.outputs]
-    return Reply(id=found.id, outputs=outputs, errors=found.errors, error=found.error, stats=found.stats)
+    reply: Reply
+    if content_type == JSON:
+        reply = _decode(_json_reply, _json_version, body, "JSON").message()
+    else:
+        reply = _decode(_reply, _version, body, "MessagePack")
+    return reply
 
 
 def encode_reply(reply: Reply, content_type: str = MSGPACK) -> bytes:
@@ -199,13 +189,35 @@ def encode_reply(reply: Reply, content_type: str = MSGPACK) -> bytes:
     """
     if content_type != JSON:
         return _encoded(_encode, reply)
-    outputs: list[dict[str, Any] | None] = [
-        row and {name: plain.tensor_to_json(tensor) for name, tensor in row.items()} for row in reply.outputs
-    ]
-    return _encoded(
-        _encode_json,
-        _JsonReply(id=reply.id, outputs=outputs, errors=reply.errors, error=reply.error, stats=reply.stats),
-    )
+    return _encoded(_encode_json, JsonReply.of(reply))
+
+
+def decode_part(body: bytes, content_type: str = MSGPACK) -> ReplyPart:
+    """A part of an answer.
+
+    Raises:
+        Undecodable: not of that format, or not of the declared types.
+        UnsupportedSchema: of another schema version.
+        LimitExceeded: nested too deeply.
+        InvalidInput: an output in JSON whose dtype, shape and data do not go together.
+    """
+    part: ReplyPart
+    if content_type == JSON:
+        part = _decode(_json_part, _json_version, body, "JSON").message()
+    else:
+        part = _decode(_part, _version, body, "MessagePack")
+    return part
+
+
+def encode_part(part: ReplyPart, content_type: str = MSGPACK) -> bytes:
+    """A part of an answer as MessagePack, or as JSON with its tensors as those of a reply.
+
+    Raises:
+        InvalidInput: an output that cannot be sent.
+    """
+    if content_type != JSON:
+        return _encoded(_encode, part)
+    return _encoded(_encode_json, JsonPart.of(part))
 
 
 def decode_to_agent(body: bytes) -> ToAgent:

@@ -1,7 +1,7 @@
 """The JSON Schemas of all messages, generated from the types, with the descriptions of their docstrings.
 
-Two things are put in by hand, since they live in values and not in types: in JSON, a tensor's data may be nested lists
-as well as base64; and an input may be a bare value.
+Three things are put in by hand, since they live in values and not in types: in JSON, a tensor's data may be nested
+lists as well as base64; it has data or a blob; and an input may be a bare value.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec.json
 
-from . import messages, tensors
-from .messages import AnswersSent, CancelReply, Reply, Request, Status, ToAgent, ToOrchestrator
+from . import blobs, messages, tensors
+from .messages import AnswersSent, CancelReply, Reply, ReplyPart, Request, Status, ToAgent, ToOrchestrator
 from .tensors import DTYPES, MAX_DIMENSIONS, Tensor
 
 __all__ = ["components"]
@@ -28,10 +28,10 @@ def components(prefix: str) -> dict[str, dict[str, Any]]:
     Args:
         prefix: where references find them, such as "#/$defs/".
     """
-    kinds: list[Any] = [Request, Reply, CancelReply, ToAgent, ToOrchestrator, Status, AnswersSent, Tensor]
+    kinds: list[Any] = [Request, Reply, ReplyPart, CancelReply, ToAgent, ToOrchestrator, Status, AnswersSent, Tensor]
     _, found = msgspec.json.schema_components(kinds, ref_template=prefix + "{name}")
     for name, schema in found.items():
-        _describe(schema, getattr(messages, name, None) or getattr(tensors, name))
+        _describe(schema, next(getattr(it, name) for it in (messages, tensors, blobs) if hasattr(it, name)))
     for name, kind in _NESTED.items():
         again = {"$ref": f"{prefix}Nested{name}"}
         found[f"Nested{name}"] = {
@@ -60,7 +60,7 @@ def _value(prefix: str) -> dict[str, Any]:
 
 
 def _tensor(schema: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Base64 with a shape, or nested lists of what the dtype can hold."""
+    """Base64 with a shape, or nested lists of what the dtype can hold, or a reference."""
     base64 = {"type": "string", "contentEncoding": "base64"}
     lists = {
         "bool": ("Booleans", ["bool"]),
@@ -80,7 +80,7 @@ def _tensor(schema: dict[str, Any], prefix: str) -> dict[str, Any]:
             "if": {"properties": {"dtype": texts}},
             "then": {"properties": {"data": {"$ref": f"{prefix}NestedTexts"}}},
             "else": {
-                "if": {"properties": {"data": {"type": "string"}}},
+                "if": {"properties": {"data": {"type": "string"}}, "required": ["data"]},
                 "then": {"required": ["dtype", "shape", "data"]},
             },
         }
@@ -91,7 +91,13 @@ def _tensor(schema: dict[str, Any], prefix: str) -> dict[str, Any]:
         "bytes a flat array of the elements. In JSON: that binary string in base64 (then shape is needed), or nested "
         "lists; for string nested lists of text, for bytes nested lists of base64 text."
     }
-    return {**schema, "properties": properties, "required": ["dtype", "data"], "allOf": rules}
+    properties["blob"] = {
+        "allOf": [{"$ref": f"{prefix}Blob"}],
+        "description": "In place of data: where the bytes are. They are as the binary string would be.",
+    }
+    rules.append({"if": {"required": ["blob"]}, "then": {"properties": {"dtype": {"not": texts}}}})
+    either = [{"required": ["data"]}, {"required": ["shape", "blob"]}]
+    return {**schema, "properties": properties, "required": ["dtype"], "oneOf": either, "allOf": rules}
 
 
 def _describe(schema: dict[str, Any], kind: type) -> None:

@@ -15,11 +15,21 @@ from . import messages, properties
 from .channels import CHANNEL_NAMES, CHANNELS, OPERATIONS, PARAMETERS, Channel, Operation, named
 from .codec import JSON, MSGPACK
 from .components import components
-from .messages import SCHEMA_VERSION, AnswersSent, CancelReply, Reply, Request, Status, ToAgent, ToOrchestrator
+from .messages import (
+    SCHEMA_VERSION,
+    AnswersSent,
+    CancelReply,
+    Reply,
+    ReplyPart,
+    Request,
+    Status,
+    ToAgent,
+    ToOrchestrator,
+)
 
 __all__ = ["CHANNEL_NAMES", "asyncapi", "json_schema"]
 
-_AT_THE_ROOT = ("Request", "Reply", "CancelReply", "ToAgent", "ToOrchestrator", "Status", "AnswersSent")
+_AT_THE_ROOT = ("Request", "Reply", "ReplyPart", "CancelReply", "ToAgent", "ToOrchestrator", "Status", "AnswersSent")
 _DIRECTIONS = {"sends": "send", "receives": "receive"}
 
 
@@ -35,8 +45,9 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:rankmq:messages:{SCHEMA_VERSION}",
         "title": "rankmq messages",
-        "description": "Every message of rankmq. Producers need Request, Reply and, to have a request given up, "
-        "CancelReply; the others pass between the orchestrator and the agents of a group.",
+        "description": "Every message of rankmq. Producers need Request, Reply, ReplyPart where they ask for parts of "
+        "an answer, and CancelReply, to have a request given up; the others pass between the orchestrator and the "
+        "agents of a group.",
         "anyOf": [{"$ref": f"#/$defs/{name}"} for name in _AT_THE_ROOT],
         "$defs": defs,
     }
@@ -137,6 +148,8 @@ def _messages() -> dict[str, Any]:
         "RequestJson": _message(Request, properties.REQUEST, JSON),
         "Reply": _message(Reply, properties.REPLY),
         "ReplyJson": _message(Reply, properties.REPLY, JSON),
+        "ReplyPart": _message(ReplyPart, properties.PART),
+        "ReplyPartJson": _message(ReplyPart, properties.PART, JSON),
         "DeadLetter": {
             **_message(Request, properties.DEAD_LETTER),
             "name": "DeadLetter",

@@ -1,4 +1,4 @@
-"""The messages of the edge, which producers see: `Request` in, `Reply` out; what became of a cancel."""
+"""The messages of the edge, which producers see: `Request` in, parts and `Reply` out; what became of a cancel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec import Meta
 from .base import Count, ErrorInfo, Message, Name, Part
 from .tensors import Tensor
 
-__all__ = ["CancelReply", "InstanceError", "Reply", "Request", "Stats", "Value"]
+__all__ = ["CancelReply", "InstanceError", "Reply", "ReplyPart", "Request", "Stats", "Value"]
 
 Value = Tensor | None | bool | int | float | str | list[Any]
 """An input of an instance: a tensor, or a plain value that is made one (see `tensors.from_plain`); bare binary is not
@@ -25,12 +25,14 @@ class Request(Message, frozen=True, kw_only=True):
         method: a method or pipeline of it.
         version: the servable's version; 0 means the newest.
         instances: one or more rows of named inputs.
+        stream: whether parts of the answer are to come as they are made, before the reply (see `ReplyPart`).
     """
 
     servable: Name
     method: Name
     version: Count = 0
     instances: Annotated[list[dict[str, Value]], Meta(min_length=1)]
+    stream: bool = False
 
 
 class InstanceError(Part, frozen=True, kw_only=True):
@@ -64,6 +66,27 @@ class Reply(Message, frozen=True, kw_only=True, forbid_unknown_fields=False):
     errors: list[InstanceError] = msgspec.field(default_factory=list)
     error: ErrorInfo | None = None
     stats: Stats | None = None
+
+
+class ReplyPart(Message, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """What there is of one instance's answer so far, for a request that asked for it: a preview of the reply.
+
+    It may get lost, and none comes after the reply, which has everything. When an instance is started again, `attempt`
+    rises, `number` begins at 0, and what was said before counts for nothing.
+
+    Attributes:
+        id: the request's id.
+        index: which instance.
+        attempt: a number that rises each time that the instance is started; not always by one.
+        number: from 0 within the attempt; where one is missing, it was not sent.
+        outputs: by name; which ones, the servable says. They need not be those of the reply.
+    """
+
+    id: str = ""
+    index: Count = 0
+    attempt: Annotated[int, Meta(ge=1)] = 1
+    number: Count = 0
+    outputs: dict[str, Tensor]
 
 
 class CancelReply(Message, frozen=True, kw_only=True, forbid_unknown_fields=False):

@@ -9,6 +9,7 @@
     │   ├── UnknownServable
     │   ├── UnknownMethod
     │   ├── UnknownVersion
+    │   ├── BlobMissing           a tensor by reference, and its blob is not in the store
     │   ├── ReplyUnroutable       the queue named by reply_to is gone
     │   ├── RequestIdReused       the id was used before, for other inputs
     │   ├── DeadlineExceeded      not served within the time that the sender gave it
@@ -21,6 +22,7 @@
     │   ├── RanksDisagree         the ranks' outputs differ where they must be equal
     │   ├── GroupUnavailable      no complete group of ranks
     │   ├── SessionLost           the ranks lost the state that an instance had left on them
+    │   ├── BlobUnavailable       the blob store cannot be read or written
     │   ├── AttemptsExhausted     tried max_attempts times
     │   └── InternalError         a defect of ours; the log has the traceback
     ├── ProducerError             side "producer": raised by the producer library itself
@@ -38,7 +40,8 @@
         ├── ModelError            a model file is missing, unreadable, or not like the other ranks'
         ├── CollectivesUnavailable  ranks cannot talk through shared memory on this machine, or for this graph
         ├── GroupError            ranks missing past the time allowed, or not agreeing
-        └── AlreadyRunning        a port, a state folder or a rank is taken
+        ├── AlreadyRunning        a port, a state folder, a job or a rank is taken
+        └── JobStopped            an offline job ended before its time; it can be resumed
 
 An error crosses the wire as `ErrorInfo` (code, message, side), and `from_wire` makes the same exception of it again.
 """
@@ -51,6 +54,8 @@ from typing import Any, ClassVar, Literal
 __all__ = [
     "AlreadyRunning",
     "AttemptsExhausted",
+    "BlobMissing",
+    "BlobUnavailable",
     "BrokerRefused",
     "BrokerUnavailable",
     "Cancelled",
@@ -66,6 +71,7 @@ __all__ = [
     "InstancesFailed",
     "InternalError",
     "InvalidInput",
+    "JobStopped",
     "LimitExceeded",
     "LockstepError",
     "ModelError",
@@ -156,6 +162,12 @@ class UnknownVersion(RequestError):
     code = "unknown_version"
 
 
+class BlobMissing(RequestError):
+    """A tensor is there by reference only, and its blob is not in the store, or not any more."""
+
+    code = "blob_missing"
+
+
 class ReplyUnroutable(RequestError):
     """The queue that the request named in reply_to does not exist."""
 
@@ -235,6 +247,12 @@ class SessionLost(ServingError):
     """The ranks lost the state that an instance had left on them; the instance is started again from its inputs."""
 
     code = "session_lost"
+
+
+class BlobUnavailable(ServingError):
+    """The blob store cannot be read or written; the log of the process that tried says why."""
+
+    code = "blob_unavailable"
 
 
 class AttemptsExhausted(ServingError):
@@ -370,10 +388,17 @@ class CollectivesUnavailable(OperatorError):
 
 
 class AlreadyRunning(OperatorError):
-    """A port, a state folder or a rank is taken by somebody else."""
+    """A port, a state folder, a job or a rank is taken by somebody else."""
 
     code = "already_running"
     exit_code = 7
+
+
+class JobStopped(OperatorError):
+    """An offline job ended before its time. What was answered is on record, and it can be resumed."""
+
+    code = "job_stopped"
+    exit_code = 10
 
 
 def _tree(root: type[RankmqError]) -> list[type[RankmqError]]:

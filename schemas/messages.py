@@ -1,7 +1,8 @@
 """Every message of rankmq, declared once: decoding checks against these types, the published schemas are made of them.
 
-The edge, which producers see: `Request` in, `Reply` out. Inside, between the orchestrator and the agents of a group:
-`ToAgent` and `ToOrchestrator`. Each is a msgpack map with a schema version `v`; inner ones carry their kind in `type`.
+The edge, which producers see: `Request` in, `ReplyPart` and `Reply` out. Inside, between the orchestrator and the
+agents of a group: `ToAgent` and `ToOrchestrator`. Each is a msgpack map with a schema version `v`; inner ones carry
+their kind in `type`.
 This module is the door to them all; `base`, `edge`, `status` and `work` hold a part each.
 """
 
@@ -13,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from .base import MAX_ERROR_MESSAGE, SCHEMA_VERSION, Count, ErrorInfo, GroupId, Identifier, Message, Part
-from .edge import CancelReply, InstanceError, Reply, Request, Stats, Value
+from .edge import CancelReply, InstanceError, Reply, ReplyPart, Request, Stats, Value
 from .status import Forming, GroupStatus, QueueStatus, RankStatus, Status
 from .work import Call, Column, Placed, Repeat
 
@@ -48,6 +49,7 @@ __all__ = [
     "Register",
     "Repeat",
     "Reply",
+    "ReplyPart",
     "Request",
     "Restart",
     "Stats",

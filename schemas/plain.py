@@ -1,7 +1,8 @@
 """Values that people and other languages write by hand: numbers, text, nested lists, and tensors in JSON.
 
 In JSON a tensor is `{"dtype": ..., "shape": ..., "data": ...}` where `data` is base64 of the bytes (then `shape` is
-needed) or nested lists (then `shape`, if given, must agree). A bare value has no dtype: see `tensors.from_plain`.
+needed) or nested lists (then `shape`, if given, must agree). One by reference has `blob` for `data`, as in MessagePack.
+A bare value has no dtype: see `tensors.from_plain`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from .blobs import Blob
 from .errors import InvalidInput, LimitExceeded
 from .limits import Limits
 from .messages import Value
@@ -30,7 +33,7 @@ from .tensors import (
 
 __all__ = ["array_of", "is_untyped", "tensor_from_json", "tensor_to_json", "value_to_json"]
 
-_FIELDS = frozenset({"dtype", "shape", "data"})
+_FIELDS = frozenset({"dtype", "shape", "data", "blob"})
 
 
 def is_untyped(value: object) -> bool:
@@ -64,6 +67,8 @@ def tensor_from_json(value: object, limits: Limits | None = None) -> Tensor:
     if unknown := value.keys() - _FIELDS:
         raise InvalidInput(f"a tensor has dtype, shape and data, not {min(map(str, unknown))[:40]!r}")
     name, data, shape = value.get("dtype"), value.get("data"), value.get("shape")
+    if "blob" in value:
+        return _by_reference(value)
     if not isinstance(name, str) or "data" not in value:
         raise InvalidInput("a tensor needs dtype (text) and data (base64 text or nested lists)")
     dtype = numpy_dtype(name)
@@ -90,8 +95,10 @@ def tensor_to_json(tensor: Tensor) -> dict[str, Any]:
         InvalidInput: the tensor's dtype, shape and data do not go together.
         LimitExceeded: as in `to_array`.
     """
-    array = to_array(tensor)
     out: dict[str, Any] = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+    if tensor.blob is not None:
+        return {**out, "blob": msgspec.to_builtins(tensor.blob)}
+    array = to_array(tensor)
     if array.size == 0:
         return {**out, "data": []}
     if tensor.dtype == "bytes":
@@ -103,6 +110,18 @@ def tensor_to_json(tensor: Tensor) -> dict[str, Any]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return {**out, "data": base64.b64encode(tensor.data).decode("ascii")}  # type: ignore[arg-type]
     return {**out, "data": array.tolist()}
+
+
+def _by_reference(value: Mapping[str, Any]) -> Tensor:
+    name, shape = value.get("dtype"), value.get("shape")
+    if not isinstance(name, str) or shape is None or "data" in value:
+        raise InvalidInput("a tensor by reference needs dtype (text), shape and blob, and has no data")
+    _check_shape(shape)
+    try:
+        blob = msgspec.convert(value["blob"], Blob)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"a blob has name, bytes and digest: {error}") from None
+    return Tensor(name, tuple(shape), blob=blob)
 
 
 def value_to_json(value: Value) -> object:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .codec import JSON, MSGPACK
 
-__all__ = ["CANCEL", "CANCEL_REPLY", "DEAD_LETTER", "INNER", "REPLY", "REQUEST"]
+__all__ = ["CANCEL", "CANCEL_REPLY", "DEAD_LETTER", "INNER", "PART", "REPLY", "REQUEST"]
 
 _ID = {"type": "string", "minLength": 1, "maxLength": 255}
 _CONTENT_TYPE = {"type": "string", "enum": [MSGPACK, JSON]}
@@ -31,6 +31,12 @@ _DEADLINE: dict[str, Any] = {
         **_MILLISECONDS,
         "description": "Milliseconds since 1970, by the producer's clock: until when it is worth serving. It "
         "counts until the last step, and stays the same when the request is published once more.",
+    },
+}
+_BLOBS: dict[str, Any] = {
+    "rankmq-blobs": {
+        "type": "boolean",
+        "description": "The producer reads and writes the blob store: large outputs may come by reference.",
     },
 }
 _REASON: dict[str, Any] = {
@@ -95,7 +101,7 @@ _ASKED: dict[str, dict[str, Any]] = {
     "delivery_mode": _PERSISTENT,
 }
 
-REQUEST = _of(_ASKED, {**_DEADLINE, **_REPLAYED, **_TRACE}, required=("content_type",))
+REQUEST = _of(_ASKED, {**_DEADLINE, **_BLOBS, **_REPLAYED, **_TRACE}, required=("content_type",))
 """Of a request."""
 
 DEAD_LETTER = _of(
@@ -103,12 +109,13 @@ DEAD_LETTER = _of(
         **{name: schema for name, schema in _ASKED.items() if name not in ("expiration", "content_encoding")},
         "timestamp": {**_SENT, "description": "When it was put aside, in seconds since 1970."},
     },
-    {**_DEADLINE, **_REPLAYED, **_TRACE, **_REASON},
+    {**_DEADLINE, **_BLOBS, **_REPLAYED, **_TRACE, **_REASON},
 )
 """Of a request that was put aside."""
 
 REPLY = _of(
     {
+        "type": {"const": "reply"},
         "message_id": {**_ID, "description": "The reply's own id."},
         "correlation_id": {**_ID, "description": "The request's, else its message_id."},
         "content_type": {**_CONTENT_TYPE, "description": "The request's."},
@@ -119,6 +126,20 @@ REPLY = _of(
     required=("content_type",),
 )
 """Of a reply."""
+
+PART = _of(
+    {
+        "type": {"const": "part"},
+        "correlation_id": {**_ID, "description": "The request's, else its message_id."},
+        "content_type": {**_CONTENT_TYPE, "description": "The request's."},
+        "timestamp": _SENT,
+        "delivery_mode": {"const": 1},
+        "app_id": {"const": "rankmq"},
+    },
+    {},
+    required=("type", "content_type"),
+)
+"""Of a part of an answer."""
 
 CANCEL = _of(
     {

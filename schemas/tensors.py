@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from .blobs import Blob, check_blob
 from .errors import InvalidInput, LimitExceeded
 from .nested import from_plain, strings_of
 
@@ -24,8 +25,10 @@ __all__ = [
     "DTYPES",
     "MAX_DIMENSIONS",
     "MAX_EMPTY_ROWS",
+    "NO_DATA",
     "Tensor",
     "bfloat16_to_float32",
+    "blob_of",
     "dtype_name",
     "float32_to_bfloat16",
     "from_array",
@@ -55,14 +58,18 @@ DTYPES: tuple[str, ...] = (*_NUMERIC, "string", "bytes")
 
 _NAMES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in _NUMERIC.items()}
 
+NO_DATA = memoryview(b"")
+"""Stands for the data of a tensor by reference; it is known by its identity, since a tensor may well be empty."""
 
-class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One tensor as it travels.
+
+class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One tensor as it travels: with its data, or by reference to a blob that has them.
 
     Attributes:
         dtype: one of `DTYPES`.
         shape: its dimensions, none for a scalar.
         data: the bytes, little-endian and in C order; for `string` and `bytes` the flat list of elements.
+        blob: where the bytes are, in place of `data`; not for `string` and `bytes`.
     """
 
     dtype: Annotated[str, Meta(extra_json_schema={"enum": list(DTYPES)})]
@@ -70,7 +77,8 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[Annotated[int, Meta(extra_json_schema={"minimum": 0})], ...],
         Meta(extra_json_schema={"maxItems": MAX_DIMENSIONS}),
     ]
-    data: memoryview | tuple[Any, ...]
+    data: memoryview | tuple[Any, ...] = NO_DATA
+    blob: Blob | None = None
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -165,14 +173,16 @@ def to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
         The array; `string` gives numpy's StringDType, `bytes` an object array of bytes.
 
     Raises:
-        InvalidInput: dtype off the list, a negative dimension, bytes or elements that do not match the shape.
+        InvalidInput: dtype off the list, a negative dimension, bytes or elements that do not match the shape; no data,
+            since the tensor is one by reference or not whole.
         LimitExceeded: more than `MAX_DIMENSIONS` dimensions, or an empty tensor of more than `MAX_EMPTY_ROWS` rows.
     """
     shape, data = tensor.shape, tensor.data
-    if len(shape) > MAX_DIMENSIONS:
-        raise LimitExceeded(f"a tensor of {len(shape)} dimensions: {MAX_DIMENSIONS} are allowed")
-    if shape and min(shape) < 0:
-        raise InvalidInput("a shape with a negative dimension")
+    if tensor.blob is not None:
+        raise InvalidInput(f"a tensor by reference: its bytes are in the blob {tensor.blob.name!r:.60}")
+    if data is NO_DATA:
+        raise InvalidInput("a tensor needs data, or a blob that has them")
+    _check_shape(shape)
     dtype = _NUMERIC.get(tensor.dtype)
     if dtype is None:
         return _to_strings(tensor)
@@ -186,6 +196,39 @@ def to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
     if tensor.dtype == "bool" and np.frombuffer(data, np.uint8).max() > 1:
         raise InvalidInput("a bool tensor may hold only the bytes 0 and 1")
     return np.frombuffer(data, dtype).reshape(shape)
+
+
+def blob_of(tensor: Tensor) -> Blob:
+    """The checked reference of a tensor by reference.
+
+    Raises:
+        InvalidInput: it is none, or has data as well; it is text, or has no elements; its blob cannot have this name or
+            digest, or another number of bytes than its dtype and shape say.
+        LimitExceeded: more than `MAX_DIMENSIONS` dimensions.
+    """
+    blob = tensor.blob
+    if blob is None or tensor.data is not NO_DATA:
+        raise InvalidInput("a tensor has either data or a blob")
+    dtype = _NUMERIC.get(tensor.dtype)
+    if dtype is None:
+        numpy_dtype(tensor.dtype)  # which refuses what is off the list
+        raise InvalidInput(f"a {tensor.dtype} tensor cannot be a blob: give its elements")
+    check_blob(blob)
+    _check_shape(tensor.shape)
+    expected = math.prod(tensor.shape) * dtype.itemsize
+    if blob.bytes != expected or not expected:
+        raise InvalidInput(
+            f"a blob of {blob.bytes} bytes does not match {tensor.dtype} of shape {list(tensor.shape)}: "
+            + (f"{expected}" if expected else "an empty tensor has none")
+        )
+    return blob
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) > MAX_DIMENSIONS:
+        raise LimitExceeded(f"a tensor of {len(shape)} dimensions: {MAX_DIMENSIONS} are allowed")
+    if shape and min(shape) < 0:
+        raise InvalidInput("a shape with a negative dimension")
 
 
 def _to_strings(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import agents, bench, broker, cancel, chaos, dead, demo, infer, orchestrator, schema, status, up
+from .commands import agents, bench, broker, cancel, chaos, dead, demo, infer, job, orchestrator, schema, status, up
 from .report import EXIT_CODES
 
 __all__ = ["app"]
@@ -59,5 +59,5 @@ def _rankmq(
     pass
 
 
-for module in (up, infer, cancel, status, dead, demo, bench, chaos, broker, orchestrator, agents, schema):
+for module in (up, infer, job, cancel, status, dead, demo, bench, chaos, broker, orchestrator, agents, schema):
     module.add_to(app)

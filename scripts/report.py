@@ -23,7 +23,7 @@ _INTERRUPTED = 130
 EXIT_CODES = """\
 Exit codes: 0 done; 2 the command line is wrong; 3 a setting, a servable or a rank table is wrong; 4 the broker cannot \
 be used; 5 a model file is missing or wrong; 6 the ranks do not form a group; 7 something runs already; 8 the request \
-failed; 9 no reply in time; 130 interrupted (Ctrl-C); 1 anything else."""
+failed; 9 no reply in time; 10 a job ended before its time; 130 interrupted (Ctrl-C); 1 anything else."""
 
 
 class Usage(Exception):

@@ -179,8 +179,9 @@ def check_inputs(info: GraphInfo, inputs: Sequence[Array]) -> None:
         raise GraphFailed(f"{info.file} takes {len(info.inputs)} inputs, not {len(inputs)}")
     for spec, array in zip(info.inputs, inputs, strict=True):
         shape = array.shape
-        fits = len(shape) == len(spec.shape) and all(
-            size == wanted or wanted < 0 for size, wanted in zip(shape, spec.shape, strict=True)
+        fits = shape == spec.shape or (
+            len(shape) == len(spec.shape)
+            and all(size == wanted or wanted < 0 for size, wanted in zip(shape, spec.shape, strict=True))
         )
         if not fits or array.dtype != numpy_dtype(spec.dtype):
             raise GraphFailed(f"{info.file}: input {spec.name} must be {_shown(spec)}, not {array.dtype} {list(shape)}")
@@ -188,7 +189,8 @@ def check_inputs(info: GraphInfo, inputs: Sequence[Array]) -> None:
 
 def own(output: Array, inputs: Sequence[Array]) -> Array:
     """An output as an array in C order that shares no memory with the inputs."""
-    if any(np.may_share_memory(output, array) for array in inputs):
+    new = output.base is None and not any(output is array for array in inputs)
+    if not new and any(np.may_share_memory(output, array) for array in inputs):
         return output.copy()
     return output if output.flags.c_contiguous else output.copy()
 

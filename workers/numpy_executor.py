@@ -22,7 +22,8 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,44 @@ class _Graph:
     info: GraphInfo
     operations: tuple[Operation, ...]
     weights: Mapping[str, Array]
+
+
+class _Program:
+    """A graph with its names looked up, since it is run again and again.
+
+    Args:
+        graph: to run.
+        rank: gives the rank's number, as an array.
+    """
+
+    def __init__(self, graph: _Graph, rank: Callable[[], Array]) -> None:
+        names = [spec.name for spec in graph.info.inputs]
+        self.info = graph.info
+        self._weights = list(graph.weights.values())
+        places = {name: place for place, name in enumerate([*names, *graph.weights])}
+        self._steps: list[tuple[str, Callable[..., Array], tuple[int, ...]]] = []
+        for it in graph.operations:
+            function = rank if it.kind == "rank" else OPERATIONS[it.kind]
+            if it.parameters:
+                function = partial(function, **it.parameters)
+            self._steps.append((it.kind, function, tuple(places[name] for name in it.inputs)))
+            places[it.output] = len(places)
+        self._outputs = [places[spec.name] for spec in graph.info.outputs]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """The graph's outputs; see `Executor.run`."""
+        check_inputs(self.info, inputs)
+        values = [*inputs, *self._weights]
+        foreign = values.copy()
+        with np.errstate(all="ignore"):
+            for kind, function, places in self._steps:
+                try:
+                    values.append(function(*[values[place] for place in places]))
+                except GraphFailed as error:
+                    raise GraphFailed(f"{self.info.file}: {error.message}") from None
+                except (ValueError, TypeError, InvalidInput) as error:  # as numpy says that operands do not fit
+                    raise GraphFailed(f"{self.info.file}: {kind}: {str(error).splitlines()[0]}") from error
+        return [own(np.asarray(values[place]), foreign) for place in self._outputs]
 
 
 def _cast(array: Array, dtype: str) -> Array:
@@ -151,7 +190,7 @@ class NumpyExecutor:
 
     def __init__(self) -> None:
         self._rank = 0
-        self._graphs: tuple[_Graph, ...] = ()
+        self._programs: tuple[_Program, ...] = ()
 
     def inspect(self, files: Sequence[Path]) -> tuple[GraphInfo, ...]:
         """See `Executor.inspect`."""
@@ -170,10 +209,8 @@ class NumpyExecutor:
     def load(self, files: Sequence[Path], plans: Sequence[GraphPlan], shared_parameters: Sequence[str] = ()) -> None:
         """See `Executor.load`. No operation changes a weight, so there is nothing to share."""
         graphs = [_read(file) for file in files]
-        self._graphs = tuple(
-            _Graph(with_batch(graph.info, plan_for(plans, number)), graph.operations, graph.weights)
-            for number, graph in enumerate(graphs)
-        )
+        planned = [replace(it, info=with_batch(it.info, plan_for(plans, place))) for place, it in enumerate(graphs)]
+        self._programs = tuple(_Program(graph, lambda: np.array(self._rank)) for graph in planned)
 
     def open_group(
         self,
@@ -192,34 +229,15 @@ class NumpyExecutor:
 
     def warm_up(self) -> tuple[GraphInfo, ...]:
         """See `Executor.warm_up`; there is nothing to compile, and nothing is run."""
-        return tuple(graph.info for graph in self._graphs)
+        return tuple(program.info for program in self._programs)
 
     def run(self, subgraph: int, inputs: Sequence[Array]) -> list[Array]:
         """See `Executor.run`."""
-        graph = self._graphs[subgraph]
-        info = graph.info
-        check_inputs(info, inputs)
-        values: dict[str, Array] = dict(graph.weights)
-        values.update(zip((spec.name for spec in info.inputs), inputs, strict=True))
-        foreign = [*inputs, *graph.weights.values()]
-        for operation in graph.operations:
-            try:
-                with np.errstate(all="ignore"):
-                    values[operation.output] = self._apply(operation, [values[name] for name in operation.inputs])
-            except GraphFailed as error:
-                raise GraphFailed(f"{info.file}: {error.message}") from None
-            except (ValueError, TypeError, InvalidInput) as error:  # as numpy says that operands do not go together
-                raise GraphFailed(f"{info.file}: {operation.kind}: {str(error).splitlines()[0]}") from error
-        return [own(np.asarray(values[spec.name]), foreign) for spec in info.outputs]
+        return self._programs[subgraph].run(inputs)
 
     def close(self) -> None:
         """See `Executor.close`."""
-        self._graphs = ()
-
-    def _apply(self, operation: Operation, inputs: Sequence[Array]) -> Array:
-        if operation.kind == "rank":
-            return np.array(self._rank)
-        return OPERATIONS[operation.kind](*inputs, **operation.parameters)
+        self._programs = ()
 
 
 def _read(file: Path) -> _Graph:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,4 +48,15 @@ class Rewriting:
         with tempfile.TemporaryDirectory(prefix="rankmq-") as folder:
             changed = Path(folder) / file.name
             changed.write_bytes(model.SerializeToString())
+            for name in {it.external_data.location for it in model.graph.parameter if it.HasField("external_data")}:
+                _link(file.parent / name, Path(folder) / name)
             yield changed
+
+
+def _link(file: Path, other: Path) -> None:
+    """The same file under another name, or a copy: MindSpore takes no weights from outside of the model file's folder."""
+    other.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file.resolve(), other)
+    except OSError:
+        shutil.copyfile(file, other)

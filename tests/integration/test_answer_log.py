@@ -69,6 +69,7 @@ class Book:
         """Puts answers on record, and waits until the broker has them."""
         for key in keys:
             self.log.add(answered(key, **given))
+        await asyncio.sleep(0)  # they are written together, in the next turn of the loop
         await until(lambda: not self.channel.unconfirmed)
 
 
@@ -101,6 +102,7 @@ async def test_what_one_writes_another_reads(address):
     async with book(address) as writer:
         await writer.write("m1", "m2", failed=True)
         writer.log.add(answered("m3", body=None, reply_to="", check=1 << 60))
+        await asyncio.sleep(0)
         await until(lambda: not writer.channel.unconfirmed)
         async with book(address) as reader:
             assert len(reader.answers) == 3

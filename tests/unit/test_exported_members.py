@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 PUBLIC: dict[str, str] = {
     "rankmq.schemas": """
         BFLOAT16 CHANNEL_NAMES DTYPES JSON MSGPACK SCHEMA_VERSION
-        AlreadyRunning AttemptsExhausted BrokerRefused BrokerUnavailable Cancelled ClientClosed CollectiveFailed
+        AlreadyRunning AttemptsExhausted Blob BlobMissing BlobUnavailable BrokerRefused BrokerUnavailable Cancelled
+        ClientClosed CollectiveFailed
         ConfigurationError ConnectionLost DeadlineExceeded ErrorInfo GraphFailed GroupError GroupStatus
         GroupUnavailable InstanceError InstancesFailed InternalError InvalidInput LimitExceeded Limits LockstepError
         ModelError OperatorError ProducerError QueueFull QueueStatus RankStatus RankmqError RanksDisagree Reply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,9 @@ def exported(bench: Bench, example: str, **options: int) -> Path:
         copy = folder / configuration.parent.name / configuration.name
         copy.parent.mkdir(exist_ok=True)
         copy.write_text(configured(configuration.read_text(encoding="utf-8"), **options), encoding="utf-8")
+        for module in configuration.parent.glob("*.py"):  # what it imports
+            if module != configuration:
+                shutil.copy2(module, copy.parent)
     given = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     run = subprocess.run(
         [sys.executable, str(home / "export_model.py"), "--output", str(folder), *given],

@@ -6,6 +6,7 @@ from one sender to one queue.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
@@ -178,6 +179,7 @@ class World:
         methods: dict[str, Method] | None = None,
     ) -> None:
         self.clock = Clock()
+        self.wakes = math.inf
         self.infos = infos(ranks, stacked=stacked, rows=rows, collectives=collectives)
         self.ranks = ranks
         self.window = window
@@ -233,6 +235,10 @@ class World:
 
     def plane(self) -> None:
         return None
+
+    def wake_at(self, when: float) -> None:
+        assert when > self.clock()
+        self.wakes = min(when, self.wakes)
 
     def group_ready(self, driver: GroupDriver) -> None:
         self.readied += 1
@@ -304,6 +310,8 @@ class World:
             found.append(lambda: self.driver.rank_unreachable(self.returned.popleft()))
         if self.in_flight:
             found.append(self._late_news)
+        if self.wakes < math.inf:
+            found.append(self._wakes)
         return found
 
     def _late_news(self) -> None:
@@ -314,6 +322,11 @@ class World:
         if reply.epoch == self.driver.group.epoch:
             self.answered[reply.epoch, reply.rank] = reply.step + 1
         self.driver.replied(reply)
+
+    def _wakes(self) -> None:
+        self.clock.now = max(self.clock.now, self.wakes)
+        self.wakes = math.inf
+        self.driver.pump()
 
     def late_news(self) -> None:
         """What the dead had still said arrives, all of it: no word is under way for seconds."""

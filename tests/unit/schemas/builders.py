@@ -11,11 +11,12 @@ import numpy as np
 from hypothesis import strategies as st
 from msgspec import inspect
 from rankmq.schemas import codec, messages
+from rankmq.schemas.blobs import Blob
 from rankmq.schemas.tensors import Tensor, from_array
 
 U64, I64 = 2**64 - 1, -(2**63)
 
-TOLERANT = (messages.Reply, messages.Stats, messages.CancelReply)
+TOLERANT = (messages.Reply, messages.ReplyPart, messages.Stats, messages.CancelReply)
 """A producer goes on reading what has learned to say more."""
 
 EVERY_MESSAGE: list[type[messages.Message]] = sorted(
@@ -34,6 +35,8 @@ def decoder_of(kind: type[messages.Message]) -> Callable[[bytes], Any]:
         return codec.decode_request
     if kind is messages.Reply:
         return codec.decode_reply
+    if kind is messages.ReplyPart:
+        return codec.decode_part
     if kind is messages.Status:
         return codec.decode_status
     if kind is messages.CancelReply:
@@ -48,6 +51,9 @@ def decoder_of(kind: type[messages.Message]) -> Callable[[bytes], Any]:
 
 def wire_form(value: object) -> Any:
     """What a message looks like as plain maps, lists and scalars, said independently of msgspec's encoder."""
+    if isinstance(value, Tensor):  # with its data, or with a blob
+        last = "data" if value.blob is None else "blob"
+        return {name: wire_form(getattr(value, name)) for name in ("dtype", "shape", last)}
     if isinstance(value, msgspec.Struct):
         out = {name: wire_form(getattr(value, name)) for name in value.__struct_fields__}
         config = value.__struct_config__
@@ -66,10 +72,21 @@ _plain = st.recursive(_scalars, lambda inner: st.lists(inner, max_size=3), max_l
 
 
 def tensors() -> st.SearchStrategy[Tensor]:
-    """Small tensors of numbers and of text."""
+    """Small tensors of numbers and of text, and some by reference."""
     numbers = st.lists(st.integers(-100, 100), max_size=5).map(lambda row: from_array(np.array(row, np.int16)))
     texts = st.lists(st.text(max_size=5), max_size=3).map(lambda row: Tensor("string", (len(row),), tuple(row)))
-    return numbers | texts
+    return numbers | texts | references()
+
+
+def references() -> st.SearchStrategy[Tensor]:
+    """Tensors by reference."""
+    names = st.builds("20260131T{:06d}Z-{:032x}".format, st.integers(0, 235959), st.integers(0, 2**128 - 1))
+    digests = st.integers(0, 2**32 - 1).map("crc32:{:08x}".format)
+
+    def refer(size: int, name: str, digest: str) -> Tensor:
+        return Tensor("int16", (size,), blob=Blob(name=name, bytes=2 * size, digest=digest))
+
+    return st.builds(refer, st.integers(1, 2**40), names, digests)
 
 
 def any_of(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:

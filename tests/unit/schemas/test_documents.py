@@ -287,7 +287,7 @@ def test_every_message_is_sent_and_received():
             assert name in channel["messages"]
             ways[operation["action"]].add(name)
     kinds = {kind.__name__ for kind in EVERY_MESSAGE}
-    kinds |= {"RequestJson", "ReplyJson", "DeadLetter", "Cancel", "CancelReplyJson"}
+    kinds |= {"RequestJson", "ReplyJson", "ReplyPartJson", "DeadLetter", "Cancel", "CancelReplyJson"}
     answered_with = {"Status", "CancelReply", "CancelReplyJson"}  # replies: see below
     assert ways["send"] == kinds - answered_with
     assert ways["receive"] == kinds - answered_with
@@ -320,7 +320,9 @@ def test_the_properties_of_a_request_are_told():
         "message_id", "correlation_id", "reply_to", "content_type", "content_encoding", "expiration", "priority",
         "timestamp", "delivery_mode", "headers",
     }  # fmt: skip
-    assert headers["headers"]["properties"].keys() == {"rankmq-deadline", "rankmq-replayed", "traceparent"}
+    assert headers["headers"]["properties"].keys() == {
+        "rankmq-deadline", "rankmq-blobs", "rankmq-replayed", "traceparent",
+    }  # fmt: skip
     assert "known again" in headers["message_id"]["description"]
     for operation in DOCUMENT["operations"].values():
         if "reply" in operation:

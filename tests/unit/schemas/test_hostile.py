@@ -19,7 +19,7 @@ from rankmq.schemas.errors import RequestError
 from rankmq.schemas.limits import Limits
 from rankmq.schemas.messages import Request
 from rankmq.schemas.plain import array_of, tensor_to_json
-from rankmq.schemas.tensors import from_array, to_array
+from rankmq.schemas.tensors import blob_of, from_array, to_array
 
 from .builders import EVERY_MESSAGE, any_of, decoder_of, most
 
@@ -326,4 +326,4 @@ def test_a_request_that_passes_encodes_to_itself(message):
     for instance in decode_request(body).instances:
         for value in instance.values():
             if not isinstance(value, bool | int | float | str | list | None):
-                to_array(value)
+                to_array(value) if value.blob is None else blob_of(value)

@@ -166,7 +166,7 @@ def test_every_kind_of_message_has_its_own_tag():
 
 
 def test_the_kinds_in_the_unions_are_all_there_are():
-    others = {Request, Reply, messages.Status, CancelReply, AnswersSent}
+    others = {Request, Reply, messages.ReplyPart, messages.Status, CancelReply, AnswersSent}
     assert set(EVERY_MESSAGE) == others | set(messages.ToAgent.__args__) | set(messages.ToOrchestrator.__args__)
 
 

@@ -1,0 +1,122 @@
+"""Shorter ways for messages through the driver's connection: what it does for each of them is most of what one costs.
+
+A mixin, to stand before the driver's class. Deliveries and confirms go straight to whom they are for; publishes and
+acknowledgements are put together here, and what is said within one turn of the loop is written in one go. All the rest,
+and what is unusual, stays with the driver.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from .amqp_content import Assembler, ack_frame, confirm_of, publish_frames
+from .amqp_frames import FrameCutter, Outbox
+
+__all__ = ["Shortcuts"]
+
+_HEADER, _END = 2, 0xCE
+
+
+class Shortcuts:
+    """What stands before the driver's connection.
+
+    Attributes:
+        plain_transport: the driver's class of transports without TLS.
+        confirmed: by channel, who is told what the broker says of publishes: tag, multiple, positive.
+    """
+
+    plain_transport: Any
+    ioloop: Any
+    bytes_sent: int
+    _transport: Any
+    _channels: dict[int, Any]
+    _body_max_length: int
+    _frame_buffer: bytes
+    _read_frame: Callable[[], tuple[int, Any]]
+    _process_frame: Callable[[Any], None]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.confirmed: dict[int, Callable[[int, bool, bool], None]] = {}
+        self._cutter, self._assembler, self._outbox = FrameCutter(), Assembler(), Outbox()
+        super().__init__(*args, **kwargs)
+
+    # ------------------------------------------------------------------------------------------------------- inwards
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        for frame in self._cutter.feed(data_in):
+            self._frame_buffer = frame
+            if frame[-1] == _END and (self._is_content(frame) or self._is_confirm(frame)):
+                continue
+            _, found = self._read_frame()
+            if found is None:
+                raise ValueError("a frame that is none")
+            self._process_frame(found)
+
+    def _is_content(self, frame: bytes) -> bool:
+        content = self._assembler.takes(frame)
+        if content is None:
+            return False
+        if frame[0] == _HEADER:
+            content.properties = self._read_frame()[1].properties
+        if content.is_complete:
+            channel = self._channels.get(content.channel)
+            if channel is not None:
+                channel._on_deliver(content, content, content.body)
+        return True
+
+    def _is_confirm(self, frame: bytes) -> bool:
+        found = confirm_of(frame)
+        told = self.confirmed.get(found[0]) if found is not None else None
+        if found is None or told is None:
+            return False
+        told(*found[1:])
+        return True
+
+    # ------------------------------------------------------------------------------------------------------ outwards
+
+    def publish(
+        self, channel: Any, exchange: str, key: str, body: bytes, properties: Any, message_id: Any, *, mandatory: bool
+    ) -> None:
+        """As the channel's `basic_publish`, with a message id in place of that of the properties."""
+        frames = publish_frames(
+            channel.channel_number,
+            exchange,
+            key,
+            properties,
+            message_id,
+            body,
+            mandatory=mandatory,
+            most=self._body_max_length,
+        )
+        if frames is not None:
+            self._output_marshaled_frames(frames)
+            return
+        if message_id != properties.message_id:
+            properties = copy.copy(properties)
+            properties.message_id = message_id
+        channel.basic_publish(exchange, key, body, properties, mandatory)
+
+    def acknowledge(self, channel: Any, tag: int, *, multiple: bool) -> None:
+        """As the channel's `basic_ack`."""
+        self._output_marshaled_frames((ack_frame(channel.channel_number, tag, multiple=multiple),))
+
+    def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
+        for piece in marshaled_frames:
+            self.bytes_sent += len(piece)
+            if self._outbox.add(piece):
+                self.ioloop.call_soon(self._flush)
+        if self._outbox.is_full:
+            self._flush()
+
+    def _flush(self) -> None:
+        transport = self._transport
+        for piece in self._outbox.take() if transport is not None else ():
+            sent = 0
+            if type(transport) is self.plain_transport and not transport.get_write_buffer_size():
+                with suppress(OSError):  # which whoever writes the rest meets again
+                    sent = transport._sock.send(piece)
+            if sent < len(piece):
+                transport.write(piece[sent:] if sent else piece)

@@ -1,0 +1,97 @@
+"""Has blobs deleted that are not needed any more: those that are known to be, after a while, and those of old age."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+from ..schemas.errors import BlobUnavailable
+from .blobs import BlobStore
+
+__all__ = ["BlobKeeper"]
+
+log = logging.getLogger(__name__)
+
+_KEEP_SECONDS = 30.0
+"""The blobs of an answered request are kept so long: a producer whose connection was cut meanwhile asks once more."""
+
+_SWEEP_SECONDS = 3600.0
+_MOST_KEPT = 20_000
+_CLOSE_SECONDS = 10.0
+
+
+class BlobKeeper:
+    """Deletes the blobs of one orchestrator, and sweeps up what others have left.
+
+    Args:
+        store: where they are.
+        pool: the threads that it is done on.
+        age: hours after which a blob is swept up.
+        keep: seconds until what is discarded is deleted.
+
+    Attributes:
+        store: the same.
+    """
+
+    def __init__(self, store: BlobStore, pool: Executor, age: float, keep: float = _KEEP_SECONDS) -> None:
+        self.store = store
+        self._pool = pool
+        self._age = 3600.0 * age
+        self._keep = keep
+        self._loop = asyncio.get_running_loop()
+        self._discarded: deque[tuple[float, tuple[str, ...]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sweeping = self._loop.create_task(self._sweep())
+        self._deleting: set[asyncio.Future[None]] = set()
+
+    def discard(self, names: Sequence[str]) -> None:
+        """These blobs are not needed any more."""
+        self._discarded.append((self._loop.time() + self._keep, tuple(names)))
+        if len(self._discarded) > _MOST_KEPT:
+            self._delete(self._discarded.popleft()[1])
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._keep, self._due)
+
+    def _due(self) -> None:
+        self._timer, now = None, self._loop.time()
+        names: list[str] = []
+        while self._discarded and self._discarded[0][0] <= now:
+            names += self._discarded.popleft()[1]
+        if names:
+            self._delete(names)
+        if self._discarded:
+            self._timer = self._loop.call_at(self._discarded[0][0], self._due)
+
+    def _delete(self, names: Sequence[str]) -> None:
+        deleting = asyncio.ensure_future(self._loop.run_in_executor(self._pool, self.store.delete, names))
+        self._deleting.add(deleting)
+        deleting.add_done_callback(self._deleting.discard)
+
+    async def _sweep(self) -> None:
+        told = False
+        while True:
+            try:
+                count = await self._loop.run_in_executor(self._pool, self.store.sweep, self._age)
+                if count:
+                    log.info("%d blobs that nobody had deleted were", count)
+                told = False
+            except BlobUnavailable as error:
+                if not told:
+                    log.warning("the blob store is not swept: %s", error.message)
+                told = True
+            await asyncio.sleep(min(_SWEEP_SECONDS, self._age / 4))
+
+    async def close(self) -> None:
+        """Deletes at once what is still to be deleted."""
+        self._sweeping.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        names = [name for _, them in self._discarded for name in them]
+        self._discarded.clear()
+        if names:
+            self._delete(names)
+        if self._deleting:
+            await asyncio.wait(self._deleting, timeout=_CLOSE_SECONDS)

@@ -1,0 +1,216 @@
+"""What the ranks of a group are given to do: from rows that wait to numbered steps. No I/O of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..schemas.errors import LimitExceeded, RankmqError
+from .batcher import Batch, Batcher, PendingCall
+from .conveyor import Conveyor, Flight
+from .filling import NEVER, begins_at
+from .ledger import Finished
+from .loops import Joining
+from .losses import ticket_of
+from .pace import Pace
+from .plan import SubgraphPlan
+from .sender import StepSender
+from .servable import Servable
+from .tasks import least_bytes
+from .ticket import RowResult
+
+__all__ = ["Feed", "settle"]
+
+_UNSTACKED_ROWS = 64
+"""Most rows in a step of a graph without a batch dimension: they run back to back, and others wait meanwhile."""
+
+_STACKED_ROWS = 1024
+"""Most rows in a step of a graph with a batch dimension of any size, where the configuration does not say."""
+
+
+class Feed:
+    """Makes steps of the calls of one group.
+
+    Args:
+        servable: as loaded.
+        sender: sends them.
+        clock: seconds, monotonic.
+        step_timeout: seconds after which an unanswered step is overdue.
+        wake_at: has `Driver.pump` called at a time of the clock.
+
+    Attributes:
+        plans: by subgraph, stage by stage; set when the ranks are known.
+        steps: how many were sent.
+    """
+
+    def __init__(
+        self,
+        servable: Servable,
+        sender: StepSender,
+        clock: Callable[[], float],
+        step_timeout: float,
+        wake_at: Callable[[float], None],
+    ) -> None:
+        self.plans: Mapping[int, tuple[SubgraphPlan, ...]] = {}
+        self.steps = 0
+        self._servable = servable
+        self._sender = sender
+        self._clock = clock
+        self._wake_at = wake_at
+        self._pace = Pace(step_timeout)
+        self._batcher = Batcher(self._max_rows)
+        self._joining = Joining()
+        self._held: Batch | None = None
+        self._alone = False
+        self._waits = any(model.max_wait for model in servable.models)
+
+    def _max_rows(self, subgraph: int) -> int:
+        stages, wanted = self.plans[subgraph], self._servable.model_of(subgraph).batch_size
+        static = [plan.static_rows for plan in stages if plan.static_rows is not None]
+        if static:
+            return min(wanted or static[0], *static)  # it takes as long with fewer
+        return self._pace.rows(subgraph, (wanted or _STACKED_ROWS) if stages[0].stacked else _UNSTACKED_ROWS)
+
+    # ---------------------------------------------------------------------------------------------- rows that wait
+
+    @property
+    def waiting_rows(self) -> int:
+        """How many rows wait."""
+        return self._batcher.waiting_rows + (len(self._held) if self._held is not None else 0)
+
+    def add(self, call: PendingCall) -> None:
+        """Rows that are to be run."""
+        call.since = self._clock()
+        self._batcher.add(call)
+
+    def cancel(self, call: PendingCall) -> None:
+        """They are not wanted any more."""
+        self._batcher.cancel(call)
+
+    def put_back(self, batch: Batch) -> None:
+        """Rows that were under way wait again, where they stood."""
+        self._batcher.put_back(batch)
+
+    def part(self, batch: Batch, error: RankmqError) -> None:
+        """A batch failed: a single row has met its end; of more, each half is tried again by itself."""
+        if len(batch) > 1:
+            self._batcher.split(batch)
+            return
+        call, index = batch.owners[0]
+        settle(call, index, error)
+
+    def forget(self) -> None:
+        """Nothing waits any more."""
+        self._held = None
+        self._batcher = Batcher(self._max_rows)
+
+    # ----------------------------------------------------------------------------------------------------- steps
+
+    def pump(self, conveyor: Conveyor) -> None:
+        """Sends as many steps as the lockstep window allows."""
+        while True:
+            flight = conveyor.next()
+            if flight is None:
+                if not self._take(conveyor):
+                    return
+            elif not self._issue(conveyor, flight):
+                conveyor.put_back(flight)
+                return
+
+    def _take(self, conveyor: Conveyor) -> bool:
+        """Starts a new batch, if there is one and room for it."""
+        if not self.waiting_rows or not conveyor.has_room() or not self._is_time(conveyor):
+            return False
+        batch, self._held = self._held or self._batcher.take(self._joining), None
+        if batch is None:
+            return False
+        tickets = [ticket_of(call) for call, _ in batch.owners]
+        alone = any(it.alone or (batch.apart is not None and it.voids) for it in tickets)
+        if conveyor.outstanding and (alone or self._alone):
+            self._held = batch  # rows under which an epoch was lost: if it happens again, it was them
+            return False
+        self._alone = alone
+        if len(batch) > 1 and least_bytes(self.plans[batch.subgraph][0], batch.rows) > self._sender.most_bytes:
+            self._batcher.split(batch)  # without putting together first what is too large anyway
+        elif not self._issue(conveyor, Flight(batch, 0, batch.rows, self._turns(batch))):
+            self._held = batch
+            return False
+        return True
+
+    def _is_time(self, conveyor: Conveyor) -> bool:
+        """Whether the rows that wait are to begin; if that is only a matter of time, we are woken then."""
+        oldest = None if self._held is not None else self._batcher.oldest()
+        if oldest is None:
+            return self._held is not None
+        wait, whole, now = 0.0, _UNSTACKED_ROWS, self._clock()
+        if self._waits:
+            wait = self._servable.model_of(oldest.subgraph).max_wait
+            whole = min(whole, self._max_rows(oldest.subgraph)) if wait else whole
+        waiting = self._batcher.waiting_rows
+        when = begins_at(conveyor.under_way(), waiting=waiting, whole=whole, wait_until=oldest.since + wait, now=now)
+        if now < when < NEVER:
+            self._wake_at(when)
+        return when <= now
+
+    def _turns(self, batch: Batch) -> tuple[int, ...]:
+        """How many turns of a loop each row of a batch runs, in a step that ends in time; none where it is no loop."""
+        wanted = batch.turns
+        most = self._pace.turns(batch.subgraph, len(batch), max(wanted, default=0)) if wanted else 0
+        return tuple(min(turns, most) for turns in wanted)
+
+    def _issue(self, conveyor: Conveyor, flight: Flight) -> bool:
+        """Sends a step; False where it has to wait until others have ended."""
+        batch, now = flight.batch, self._clock()
+        if all(call.cancelled for call, _ in batch.owners):
+            return True  # given up between two stages
+        try:
+            sent = self._sender.send(conveyor, flight, self.plans[batch.subgraph][flight.stage], now)
+        except LimitExceeded as error:
+            self.part(batch, error)
+            return True
+        if sent:
+            self.steps += 1
+            self._joining.began(batch)
+            if flight.stage == 0:
+                lasts = self._pace.expected(batch.subgraph, len(batch), max(flight.turns, default=0))
+                conveyor.began(len(batch), lasts, now)
+        return sent
+
+    # ----------------------------------------------------------------------------------------- what became of them
+
+    def answered(self, finished: Finished[Flight]) -> None:
+        """All ranks have answered a step: what it brought is not needed any more."""
+        self._sender.finished(finished.item)
+
+    def ran(self, finished: Finished[Flight]) -> None:
+        """A step has given what it should."""
+        flight = finished.item
+        slowest = max(reply.ran_us for reply in finished.replies.values())
+        self._pace.ran(flight.batch.subgraph, len(flight.batch), slowest / 1e6, max(flight.turns, default=0))
+
+    def ended(self, flight: Flight) -> None:
+        """The rows of a step are back where they are wanted: those that waited for them may go."""
+        self._joining.ended(flight.batch)
+
+    def epoch_began(self) -> None:
+        """The ranks are ready."""
+        self._sender.began()
+
+    def epoch_ended(self, overdue: Batch | None) -> None:
+        """Nothing is under way any more.
+
+        Args:
+            overdue: the batch over which the epoch ended, because it was not done in time.
+        """
+        self._sender.ended()
+        self._joining.clear()
+        if overdue is not None:
+            self._pace.overdue(overdue.subgraph, len(overdue))
+        held, self._held = self._held, None
+        if held is not None:
+            self._batcher.put_back(held)
+
+
+def settle(call: PendingCall, index: int, result: RowResult) -> None:
+    """Gives a row of a call its result."""
+    ticket = ticket_of(call)
+    ticket.settle(ticket.places[index], result)

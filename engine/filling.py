@@ -1,0 +1,60 @@
+"""When the next step begins: at once where the ranks would else wait, later where more rows can come along. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["LEAD_SECONDS", "NEVER", "UnderWay", "begins_at"]
+
+LEAD_SECONDS = 0.005
+"""How long before the ranks are done with what they have they are sent more: about what a way to them takes."""
+
+NEVER = math.inf
+
+_MOST_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """What the ranks of a stage have to go on with.
+
+    Attributes:
+        steps: how many steps the slowest of them has not answered.
+        rows: how many rows the newest of them has.
+        lasts: seconds that the newest is expected to take.
+        ends: when they are expected to be done with all of it.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    lasts: float = 0.0
+    ends: float = 0.0
+
+
+def begins_at(under_way: UnderWay, *, waiting: int, whole: int, wait_until: float, now: float) -> float:
+    """When rows that wait are to begin, as it looks now; another row, or a step that ends, may change it.
+
+    Ranks that have nothing to do begin at once. Those that have a step get another as soon as it has as many rows as
+    that one, so that batches do not become smaller and smaller; or just before they are done. Where a step takes less
+    time than the way to the ranks, nothing is gained by sending a small one ahead.
+
+    Args:
+        under_way: what the ranks have to go on with.
+        waiting: how many rows wait.
+        whole: how many make a batch to which nothing can be added.
+        wait_until: until when the rows wait for more in any case, where the configuration says so.
+        now: seconds, on the clock of the other times.
+
+    Returns:
+        `now`, a time to look again, or `NEVER`.
+    """
+    if waiting >= whole:
+        return now
+    if under_way.steps >= _MOST_STEPS:
+        return NEVER
+    if under_way.steps == 0 or waiting >= under_way.rows:
+        return max(now, wait_until)
+    if under_way.lasts < LEAD_SECONDS:
+        return NEVER
+    return max(now, wait_until, under_way.ends - LEAD_SECONDS)

@@ -1,0 +1,1 @@
+"""Offline jobs: rows in, results out, never twice and never from zero. See docs/jobs.md."""

@@ -1,0 +1,336 @@
+"""Where a job's rows become requests, and replies go on record. Belongs to one thread; knows no broker.
+
+A step takes the replies that came, plans further requests, and puts all of it on disk at once. Only then may the
+replies be acknowledged and the requests be sent.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ...schemas import codec
+from ...schemas.errors import InvalidInput, JobStopped, LimitExceeded, RankmqError
+from ...schemas.messages import ErrorInfo, Reply, Request
+from .columns import Input
+from .manifest import Chunk, Failure, Key, Manifest
+from .outcomes import Outcome, outcome_of
+from .packing import Packing
+from .reader import Reader
+from .spec import Counts
+from .spool import Spool
+
+__all__ = ["MANIFEST", "SPOOL", "Answer", "Asking", "Desk", "Room", "Step"]
+
+MANIFEST = "job.sqlite"
+SPOOL = "job.replies"
+
+_OVERHEAD = 4096
+_PAUSES = (0.5, 2.0, 8.0)
+_STEP_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply as it came."""
+
+    key: Key
+    body: bytes
+    content_type: str = codec.MSGPACK
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A request that is on record and may be sent.
+
+    Attributes:
+        key: which.
+        rows: how many it has.
+        body: the message.
+    """
+
+    key: Key
+    rows: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much may be planned.
+
+    Attributes:
+        requests: how many.
+        rows_per_second: how fast rows are done; 0 if that is not new.
+    """
+
+    requests: int = 0
+    rows_per_second: float = 0.0
+
+
+@dataclass(slots=True)
+class Step:
+    """What a step has done.
+
+    Attributes:
+        asking: requests that may be sent now.
+        counts: how far the job is.
+        settled: rows that were ended by this step's replies, by request.
+        next_due: seconds until a request that failed is to be sent again; None if there is none.
+        over: every row is on record.
+        more: further requests can be planned now, if there is room.
+        fatal: why no row can be answered.
+        cancel_asked: somebody has given up the job.
+    """
+
+    counts: Counts
+    asking: list[Asking] = field(default_factory=list)
+    settled: dict[Key, int] = field(default_factory=dict)
+    next_due: float | None = None
+    over: bool = False
+    more: bool = True
+    fatal: str = ""
+    cancel_asked: bool = False
+
+
+class Desk:
+    """The side of a job that is on disk.
+
+    Args:
+        folder: of the manifest.
+        max_message: the largest message that the broker takes, in bytes.
+
+    Raises:
+        ConfigurationError: the folder has no job.
+        JobStopped: the input is another by now, or something cannot be read.
+    """
+
+    def __init__(self, folder: Path, *, max_message: int = 128 << 20) -> None:
+        self._manifest = Manifest(folder / MANIFEST)
+        self.spec = spec = self._manifest.spec
+        self.counts = self._manifest.counts
+        self.max_message = max_message
+        self._packing = Packing(spec.rows_per_request, spec.most_bytes)
+        self._reader: Reader | None = None
+        self._spool = Spool(folder / SPOOL, self.counts.end)
+        self._backlog = self._manifest.pending()[::-1]
+        self._later: list[tuple[float, Key]] = []
+        self._out: set[Key] = set()
+        self._began = time.monotonic() - self.counts.seconds
+        self.counts.runs += 1
+
+    @property
+    def reader(self) -> Reader:
+        """The input, opened when it is first needed; see `Reader`."""
+        if self._reader is None:
+            self._reader = Reader(self.spec, self.counts.position)
+        return self._reader
+
+    def close(self) -> None:
+        """Closes its files; may be called from any thread once no step runs."""
+        self._manifest.close()
+        self._spool.close()
+
+    # ------------------------------------------------------------------------------------------------------- the step
+
+    def step(self, answers: Sequence[Answer], room: Room, *, cancelling: bool = False) -> Step:
+        """Puts replies on record and plans what comes next.
+
+        Args:
+            answers: the replies that came.
+            room: how much may be planned.
+            cancelling: the job is given up: nothing is planned.
+
+        Raises:
+            JobStopped: no space left, or the input cannot be read; what was on record before is so still.
+            RankmqError: an error that every row would meet.
+        """
+        if room.rows_per_second:
+            self._packing.measured(room.rows_per_second)
+            self.counts.rate = room.rows_per_second
+        step = Step(self.counts)
+        with self._manifest.transaction():
+            fatal = [it for answer in answers if (it := self._take(answer, step, cancelling=cancelling))]
+            if not cancelling and not fatal:
+                self._plan(room.requests, step)
+            self.counts.seconds = time.monotonic() - self._began
+            if answers:
+                self._spool.sync()
+            self._manifest.save(self.counts)
+        step.fatal = f"every row would fail: {fatal[0].message}" if fatal else ""
+        self._out.update(it.key for it in step.asking)
+        self._out.difference_update(step.settled)
+        step.next_due = max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
+        unread = self.reader.has_more
+        step.more = unread or bool(self._backlog) or step.next_due == 0.0
+        step.over = not (unread or self._out or self._backlog or self._later)
+        step.cancel_asked = self._manifest.cancel_asked
+        return step
+
+    def ask_again(self, key: Key) -> None:
+        """Has a request planned once more that was not answered for long; between two steps."""
+        self._out.discard(key)
+        self._backlog.append(key)
+
+    # -------------------------------------------------------------------------------------------------------- replies
+
+    def _take(self, answer: Answer, step: Step, *, cancelling: bool) -> ErrorInfo | None:
+        count = self._manifest.count_of(answer.key)
+        if count is None:  # on record already, or of a plan that was lost before it was on record
+            step.settled.setdefault(answer.key, 0)
+            return None
+        key = answer.key
+        chunk = self._manifest.chunk_of(key.first)
+        rows = chunk.rows(key.first, count)
+        outcome = outcome_of(_read(answer), len(rows), key.attempt, cancelling=cancelling)
+        self._packing.answered(len(rows), len(answer.body))
+        self._settle(key, count, chunk, rows, outcome)
+        if outcome.open != len(rows):
+            self._manifest.answered(key, self._spool.append(answer.body))
+            self.counts.end += len(answer.body)
+        step.settled[key] = outcome.done + len(outcome.failed)
+        return outcome.fatal
+
+    def _settle(self, key: Key, count: int, chunk: Chunk, rows: list[int], outcome: Outcome) -> None:
+        self._manifest.add_failures(
+            [
+                Failure(rows[index], chunk.id_of(rows[index]), error.code, error.message)
+                for index, error in outcome.failed.items()
+            ]
+        )
+        due = time.monotonic() + _PAUSES[min(key.attempt, len(_PAUSES) - 1)]
+        for again in outcome.again:
+            whole = again.count == len(rows)
+            following = Key(key.first if whole else rows[again.first], key.attempt + 1)
+            self._manifest.add_request(following, count if whole else again.count)
+            heapq.heappush(self._later, (due, following))
+            self.counts.retries += 1
+            self.counts.requests += 1
+        self.counts.completed += outcome.done
+        self.counts.failed += len(outcome.failed)
+
+    # ------------------------------------------------------------------------------------------------------- planning
+
+    def _plan(self, requests: int, step: Step) -> None:
+        """Requests that were planned before come first, then those that are sent again, then new ones."""
+        nbytes, now = 0, time.monotonic()
+        for _ in range(requests):
+            if self._backlog:
+                asking: Asking | None = self._again(self._backlog.pop())
+            elif self._later and self._later[0][0] <= now:
+                asking = self._again(heapq.heappop(self._later)[1])
+            elif not self.reader.has_more:
+                break
+            else:
+                asking = self._next()
+            if asking is not None:
+                step.asking.append(asking)
+                nbytes += len(asking.body)
+            if nbytes >= _STEP_BYTES:
+                break
+        self.counts.position = self.reader.position
+        if not self.reader.has_more:
+            self.counts.total = self.counts.planned
+
+    def _next(self) -> Asking | None:
+        """The next rows; None if all of those that were read cannot be sent."""
+        first, position = self.counts.planned, -1
+        good: list[Input] = []
+        bad: list[int] = []
+        ids: list[str | None] = []
+        failures: list[Failure] = []
+        nbytes, most, lenient = 0, self._packing.rows, None
+        while len(ids) < most:
+            taken = self.reader.take()
+            if taken is None:
+                break
+            row, made = taken
+            if (
+                isinstance(made, Input)
+                and good
+                and (made.lenient != lenient or nbytes + row.nbytes > self._packing.most_bytes)
+            ):
+                self.reader.put_back(taken)
+                break
+            position = row.position if position < 0 else position
+            number, custom_id = first + len(ids), row.custom_id
+            if custom_id is not None and (other := self._manifest.claim(custom_id, number)) is not None:
+                made = InvalidInput(f"custom_id {custom_id!r:.80} is that of row {other} already")
+            ids.append(custom_id)
+            if isinstance(made, RankmqError):
+                bad.append(number - first)
+                failures.append(Failure(number, custom_id or f"row-{number}", made.code, made.message))
+                continue
+            lenient = made.lenient
+            good.append(made)
+            nbytes += row.nbytes
+        if not ids:
+            return None
+        return self._planned(Chunk(first, len(ids), position, tuple(bad), tuple(ids)), good, failures)
+
+    def _planned(self, chunk: Chunk, good: list[Input], failures: list[Failure]) -> Asking | None:
+        """Takes down a chunk, and makes its request. Rows that cannot be sent are found one by one if need be."""
+        body = b""
+        if good:
+            try:
+                body = self._encoded(good)
+            except RankmqError:
+                chunk, good, more = self._sifted(chunk, good)
+                failures += more
+                body = self._encoded(good) if good else b""
+        self._manifest.add_chunk(chunk)
+        self._manifest.add_failures(failures)
+        self.counts.planned += chunk.count
+        self.counts.failed += len(failures)
+        if not good:
+            return None
+        key = Key(chunk.first, 0)
+        self._manifest.add_request(key, chunk.count)
+        self.counts.requests += 1
+        return Asking(key, len(good), body)
+
+    def _sifted(self, chunk: Chunk, good: list[Input]) -> tuple[Chunk, list[Input], list[Failure]]:
+        rows = chunk.rows(chunk.first, chunk.count)
+        kept, bad, failures = [], list(chunk.bad), []
+        for row, made in zip(rows, good, strict=True):
+            try:
+                self._encoded([made])
+            except RankmqError as error:
+                bad.append(row - chunk.first)
+                failures.append(Failure(row, chunk.id_of(row), error.code, error.message))
+            else:
+                kept.append(made)
+        if not failures:  # each by itself will do, all together are too much: the packing bounds that
+            raise JobStopped("rows that can be sent one by one cannot be sent together: give --rows-per-request 1")
+        return replace(chunk, bad=tuple(sorted(bad))), kept, failures
+
+    def _encoded(self, rows: list[Input]) -> bytes:
+        spec = self.spec
+        body = codec.encode_request(
+            Request(
+                servable=spec.servable, method=spec.method, version=spec.version, instances=[it.values for it in rows]
+            )
+        )
+        if len(body) + _OVERHEAD > self.max_message:
+            raise LimitExceeded(f"a row of {len(body)} bytes: the broker takes {self.max_message}")
+        return body
+
+    def _again(self, key: Key) -> Asking | None:
+        """A request that is on record, made once more out of its rows."""
+        count = self._manifest.count_of(key)
+        if count is None:
+            return None
+        chunk = self._manifest.chunk_of(key.first)
+        inputs = self.reader.again(chunk)
+        good = [inputs[row] for row in chunk.rows(key.first, count)]
+        return Asking(key, len(good), self._encoded(good))
+
+
+def _read(answer: Answer) -> Reply:
+    try:
+        return codec.decode_reply(answer.body, answer.content_type)
+    except RankmqError as error:
+        text = f"a reply that cannot be read: {error.message}"
+        return Reply(error=ErrorInfo(code="internal", message=text, side="engine"))

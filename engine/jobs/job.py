@@ -1,0 +1,380 @@
+"""An offline job: a file of rows in, a file of results out, however often what runs it ends in between.
+
+    job = Job.create("rows.jsonl", "out", "matmul", "predict")
+    job.run("amqp://user:password@host:5672/%2F")
+
+See docs/jobs.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ...schemas.errors import AlreadyRunning, ConfigurationError, JobStopped, RankmqError
+from ..address import BrokerAddress
+from ..client_terms import check_lane
+from .assembly import Record
+from .columns import Columns, Mapped
+from .desk import MANIFEST, SPOOL, Desk
+from .inputs import fingerprint, kind_of, open_rows, spool
+from .lock import JobLock
+from .manifest import Manifest
+from .places import Place, cannot
+from .runner import Ending, Runner, Watch
+from .spec import Counts, Spec
+from .status import LOCK, JobStatus, status_of, summary_of
+from .writers import check_results, write_errors, write_results
+
+__all__ = ["Job"]
+
+_SUFFIXES = {"jsonl": "results.jsonl", "npz": "results.npz", "npy": "results.npy", "parquet": "results.parquet"}
+_STDIN = "input.jsonl"
+_LOOK_SECONDS = 0.2
+
+
+class Job:
+    """A job, by the folder of its manifest. Whoever has the folder can look at it, run it on, or give it up.
+
+    Args:
+        folder: where its manifest is.
+
+    Raises:
+        ConfigurationError: there is no job in this folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).absolute()
+        manifest = Manifest(self.folder / MANIFEST, reading=True)
+        self._spec = manifest.spec
+        manifest.close()
+        self._runner: Runner | None = None
+        self._stopped = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"Job({str(self.folder)!r})"
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self._spec.id
+
+    @classmethod
+    def create(
+        cls,
+        source: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        servable: str,
+        method: str,
+        *,
+        version: int = 0,
+        columns: Sequence[str] = (),
+        results: str | None = None,
+        lane: str = "low",
+        base64: bool = False,
+        rows_per_request: int | None = None,
+        request_bytes: int = 1 << 20,
+        line_bytes: int = 16 << 20,
+        manifest: str | os.PathLike[str] | None = None,
+    ) -> Job:
+        """Makes a job, and runs nothing yet.
+
+        Args:
+            source: the input, a path or anything that fsspec opens: .jsonl, .npz, .npy, .parquet, or a folder of .npy
+                files, a row each; "-" for JSON lines on standard input, which are kept in the job's folder first.
+            output: the folder for the results, a path or anything that fsspec opens.
+            servable: the servable's name.
+            method: a method or pipeline of it.
+            version: the servable's version; 0 is the newest.
+            columns: which column is which input, each "input=column" or "input=column:dtype"; nothing: each column is
+                the input of its name.
+            results: the name of the results' file in `output`, whose suffix says its kind: .jsonl, .npz, .npy,
+                .parquet, or a folder, whose name ends with a slash; of the input's kind if None.
+            lane: "high", "normal" or "low".
+            base64: tensors in JSON lines have dtype, shape and base64, and are no nested lists.
+            rows_per_request: as many rows travel together; None adapts to how fast they are done.
+            request_bytes: about the most bytes that travel together; a larger row travels alone.
+            line_bytes: a longer line of JSON fails.
+            manifest: a folder on this machine for what is on record of the job; needed where `output` is not on it.
+
+        Raises:
+            ConfigurationError: an input that is not there, empty, or not what its name says; an output that is taken; a
+                column that there is not.
+            InvalidInput: a lane that does not exist.
+        """
+        check_lane(lane)
+        place = Place.of(output)
+        if manifest is None and place.local is None:
+            raise ConfigurationError(f"{place} is not on this machine: name a folder that is for the job's record")
+        folder = Path(manifest).absolute() if manifest is not None else Path(place.name)
+        _check_free(folder, place)
+        mapped = [Mapped.parse(it) for it in columns]
+        made = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(cannot(f"{folder} cannot be made", error)) from None
+        try:
+            if os.fspath(source) == "-":
+                spool(folder / _STDIN)
+                source = folder / _STDIN
+            origin = Place.of(source)
+            rows = open_rows(origin, most_bytes=line_bytes)
+            Columns(mapped, rows.columns)
+            target = _results_place(place, results, origin)
+            spec = Spec(
+                source=origin.name,
+                fingerprint=fingerprint(origin),
+                servable=servable,
+                method=method,
+                version=version,
+                lane=lane,
+                columns=tuple(map(str, mapped)),
+                results=target.name,
+                errors=place.within("errors.jsonl").name,
+                summary=place.within("summary.json").name,
+                base64=base64,
+                rows_per_request=rows_per_request,
+                most_bytes=request_bytes,
+                most_row_bytes=line_bytes,
+            )
+            Manifest.create(folder / MANIFEST, spec, Counts(total=rows.total, size=rows.size)).close()
+        except BaseException:
+            if made:
+                (folder / _STDIN).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
+        return cls(folder)
+
+    def run(
+        self,
+        broker_url: str | BrokerAddress,
+        *,
+        watch: Watch = lambda counts, under_way: None,
+        connect_timeout: float = 10.0,
+        reconnect_timeout: float = 120.0,
+        patience: float = 3600.0,
+        window: int = 256,
+        results: str | None = None,
+    ) -> JobStatus:
+        """Runs it to its end, or on to it: what is on record is not computed again. Blocks.
+
+        Args:
+            broker_url: amqp[s]://user:password@host:port/vhost.
+            watch: told now and then how far it is, on another thread.
+            connect_timeout: seconds to go on trying to reach the broker.
+            reconnect_timeout: the same, once it had been reached.
+            patience: seconds without any answer after which it ends, to be resumed.
+            window: the most requests under way; it adapts below that.
+            results: another name for the results' file.
+
+        Returns:
+            How it is then: completed, cancelled, or in progress if `stop` was called.
+
+        Raises:
+            AlreadyRunning: somebody runs it, with pid and host.
+            JobStopped: it cannot go on now, and can be resumed.
+            OperatorError: the broker cannot be used.
+            ProducerError: the broker went away, or nothing is answered.
+        """
+        address = BrokerAddress.parse(broker_url) if isinstance(broker_url, str) else broker_url
+        with JobLock(self.folder / LOCK):
+            if results is not None:
+                self._rename(results)
+            state = status_of(self.folder).state
+            if state in ("completed", "cancelled"):
+                self._clear()
+                return self.status()
+            if state != "finalizing" and not self._answered(
+                lambda desk: Runner(
+                    desk,
+                    address,
+                    connect_timeout=connect_timeout,
+                    reconnect_timeout=reconnect_timeout,
+                    patience=patience,
+                    window=window,
+                    watch=watch,
+                )
+            ):
+                return self.status()
+            self._finish()
+        return self.status()
+
+    def stop(self) -> None:
+        """Has `run`, on another thread, end soon; what it has is on record."""
+        self._stopped.set()
+        if self._runner is not None:
+            self._runner.stop()
+
+    def status(self) -> JobStatus:
+        """How it is, whoever runs it."""
+        return status_of(self.folder)
+
+    def cancel(self) -> JobStatus:
+        """Gives it up for good; the results of the rows that are done are written. Does not wait for who runs it.
+
+        Raises:
+            ConfigurationError: it has ended.
+        """
+        status = self.status()
+        if status.state in ("completed", "cancelled"):
+            raise ConfigurationError(f"{self.id} is {status.state}: there is nothing to cancel")
+        manifest = Manifest(self.folder / MANIFEST)
+        try:
+            manifest.ask_cancel()
+        finally:
+            manifest.close()
+        try:
+            with JobLock(self.folder / LOCK):
+                self._set_state("cancelling")
+                self._finish()
+        except AlreadyRunning:
+            pass  # it looks every second
+        return self.status()
+
+    # ------------------------------------------------------------------------------------------------------ a run
+
+    def _answered(self, runner: Callable[[Desk], Runner]) -> bool:
+        """Has all rows answered; gives whether the job is to be finished, as it is too when it was given up."""
+        desk = Desk(self.folder)
+        try:
+            self._set_state("in_progress")
+            try:
+                desk.reader  # noqa: B018 - opened now: what is wrong with it is said before anything else
+                self._runner = runner(desk)
+                if self._stopped.is_set():
+                    return False
+                ending = _on_a_thread(self._runner)
+            except RankmqError as error:
+                self._note(error)
+                raise
+        finally:
+            self._runner = None
+            desk.close()
+        if ending == "cancelled":
+            self._set_state("cancelling")
+        return ending != "stopped"
+
+    def _finish(self) -> None:
+        """Writes what there is to write, and says that the job has ended."""
+        cancelled = status_of(self.folder).state == "cancelling"
+        if not cancelled:
+            self._set_state("finalizing")
+        record = Record(self.folder, self._stopped.is_set)
+        try:
+            manifest = record.manifest
+            spec, counts = manifest.spec, manifest.counts
+            if not cancelled and counts.ended != counts.planned:
+                raise JobStopped(
+                    f"{counts.planned} rows were read, and {counts.ended} are on record: this is a defect of rankmq"
+                )
+            write_results(Place(spec.results), record.results, base64=spec.base64)
+            write_errors(Place(spec.errors), manifest.failures())
+            told = summary_of(spec, "cancelled" if cancelled else "completed", counts)
+            with Place(spec.summary).writing() as file:
+                file.write(json.dumps(told, indent=2).encode() + b"\n")
+            manifest.set_state("cancelled" if cancelled else "completed")
+        except RankmqError as error:
+            self._note(error)
+            raise
+        finally:
+            record.close()
+        self._clear()
+
+    def _clear(self) -> None:
+        """The replies have become results."""
+        (self.folder / SPOOL).unlink(missing_ok=True)
+
+    def _rename(self, results: str) -> None:
+        spec = self._spec
+        folder = Place(spec.errors.rpartition("/")[0])
+        place = _results_place(folder, results, Place(spec.source))
+        manifest = Manifest(self.folder / MANIFEST)
+        try:
+            if manifest.state == "completed":
+                raise ConfigurationError(f"{self.id} is completed: its results are in {spec.results}")
+            manifest.set_spec(msgspec.structs.replace(spec, results=place.name))
+        finally:
+            manifest.close()
+
+    def _set_state(self, state: Any) -> None:
+        manifest = Manifest(self.folder / MANIFEST)
+        try:
+            manifest.set_state(state)
+        finally:
+            manifest.close()
+
+    def _note(self, error: RankmqError) -> None:
+        """Takes down why it ended, as far as there is room for it."""
+        with contextlib.suppress(RankmqError):
+            manifest = Manifest(self.folder / MANIFEST)
+            try:
+                # What was being put together goes on from there.
+                manifest.set_state("finalizing" if manifest.state == "finalizing" else "failed", error.message)
+            finally:
+                manifest.close()
+
+
+def _check_free(folder: Path, output: Place) -> None:
+    if (folder / MANIFEST).is_file():
+        status = status_of(folder)
+        raise ConfigurationError(
+            f"{folder} is the folder of {status.spec.id} ({status.word}), over {status.spec.source}: "
+            f"resume it (rankmq job resume {folder}), or name another folder"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"{folder} is a file: name a folder")
+    for name in (*_SUFFIXES.values(), "errors.jsonl", "summary.json"):
+        if output.within(name).exists():
+            raise ConfigurationError(f"{output.within(name)} is there already: name another folder")
+
+
+def _results_place(output: Place, name: str | None, source: Place) -> Place:
+    if name is None:
+        name = _SUFFIXES.get(kind_of(source), "results/")
+    place = Place(name) if "://" in name else output.within(name)
+    check_results(place)
+    if place.exists():
+        raise ConfigurationError(f"{place} is there already: name another file")
+    return place
+
+
+def _on_a_thread(runner: Runner) -> Ending:
+    """Runs it on a loop of its own, wherever the caller is; Ctrl-C ends it in order."""
+    ends: queue.SimpleQueue[Ending | BaseException] = queue.SimpleQueue()
+
+    def body() -> None:
+        try:
+            ends.put(asyncio.run(runner.run()))
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+            ends.put(error)
+
+    thread = threading.Thread(target=body, name="rankmq-job", daemon=True)
+    thread.start()
+    interrupted = False
+    while True:
+        try:
+            ended = ends.get(timeout=_LOOK_SECONDS)
+        except queue.Empty:
+            continue
+        except KeyboardInterrupt:
+            runner.stop()
+            interrupted = True
+            continue
+        break
+    thread.join()
+    if isinstance(ended, BaseException):
+        raise ended
+    if interrupted:
+        raise KeyboardInterrupt
+    return ended

@@ -1,0 +1,204 @@
+"""A job's line to the broker: its requests out, its replies in from a queue that outlives the job's runner."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ...schemas import codec
+from ...schemas.errors import AlreadyRunning, BrokerUnavailable, ConnectionLost, RankmqError
+from .. import topology
+from ..address import BrokerAddress
+from ..client_cancel import tell_cancel
+from ..confirms import Outcome
+from ..connection import Channel, Connection, Properties
+from ..delivery import Delivery
+from .desk import Answer, Asking
+from .manifest import Key
+
+__all__ = ["JobLine", "key_of", "request_id"]
+
+log = logging.getLogger(__name__)
+
+_PREFETCH = 48
+_TAKEN_SECONDS = 40.0
+_TAKEN_PAUSE = 1.0
+_ID = re.compile(r"(?P<job>[^.]+)\.(?P<first>\d+)\.(?P<attempt>\d+)(?:/.*)?")
+
+
+def request_id(job: str, key: Key) -> str:
+    """The id of a request: the same whenever it is sent, so that the engine knows it again."""
+    return f"{job}.{key.first}.{key.attempt}"
+
+
+def key_of(job: str, correlation: object) -> Key | None:
+    """Which request a reply is for; None if it is for none of this job's."""
+    found = _ID.fullmatch(correlation) if isinstance(correlation, str) else None
+    return Key(int(found["first"]), int(found["attempt"])) if found and found["job"] == job else None
+
+
+class JobLine:
+    """One connection. Lives on one loop.
+
+    Args:
+        connection: to the broker.
+        job: the job's id.
+        key: the routing key of its requests.
+        on_answer: called with each reply and its delivery tag.
+    """
+
+    def __init__(self, connection: Connection, job: str, key: str, on_answer: Callable[[Answer, int], None]) -> None:
+        self._connection = connection
+        self._job = job
+        self._key = key
+        self._on_answer = on_answer
+        self._in: Channel | None = None
+        self._out: Channel | None = None
+        self.is_new = False
+        self.waiting = 0
+
+    @classmethod
+    async def open(
+        cls,
+        address: BrokerAddress,
+        job: str,
+        key: str,
+        on_answer: Callable[[Answer, int], None],
+        *,
+        patience: float,
+        stopped: Callable[[], bool],
+    ) -> JobLine:
+        """Connects, and takes up the job's replies.
+
+        Args:
+            address: the broker.
+            job: the job's id.
+            key: the routing key of its requests.
+            on_answer: called with each reply and its delivery tag.
+            patience: seconds to go on trying while nobody answers.
+            stopped: asked between attempts; True gives up.
+
+        Raises:
+            BrokerUnavailable: nobody answers.
+            BrokerRefused: wrong user, password or virtual host, or a permission is missing.
+            AlreadyRunning: somebody else takes the job's replies.
+            ConnectionLost: the broker went away again.
+        """
+        connection = await Connection.open(address, name=f"rankmq job {job}", patience=patience, stopped=stopped)
+        line = cls(connection, job, key, on_answer)
+        try:
+            await line._begin()
+        except BaseException:
+            await connection.close()
+            raise
+        return line
+
+    async def _begin(self) -> None:
+        self.is_new = not await self._is_there()
+        self._out = await self._connection.channel()
+        await self._out.declare(topology.job(self._job))
+        until = time.monotonic() + _TAKEN_SECONDS
+        while True:
+            self._in = await self._connection.channel(confirm=False, prefetch=_PREFETCH)
+            try:
+                self.waiting = (await self._in.depth(topology.job_queue(self._job))).messages
+                await self._in.consume(topology.job_queue(self._job), self._on_delivery, exclusive=True)
+            except AlreadyRunning:
+                # A runner whose host is gone holds it until the broker misses its heartbeats.
+                if time.monotonic() > until:
+                    raise AlreadyRunning(f"the replies to {self._job} go to another runner") from None
+                await asyncio.sleep(_TAKEN_PAUSE)
+            else:
+                return
+
+    async def _is_there(self) -> bool:
+        channel = await self._connection.channel(confirm=False)
+        try:
+            await channel.depth(topology.job_queue(self._job))
+        except AlreadyRunning:
+            return True
+        except BrokerUnavailable:
+            return False
+        finally:
+            await channel.close()
+        return True
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        properties = delivery.properties
+        key = key_of(self._job, properties.correlation_id)
+        if key is None:
+            log.warning("a reply to nothing that the job has asked: %r", properties.correlation_id)
+            key = Key(-1, -1)
+        kind = properties.content_type if isinstance(properties.content_type, str) else ""
+        self._on_answer(Answer(key, delivery.body, kind or codec.MSGPACK), delivery.tag)
+
+    @property
+    def max_message(self) -> int:
+        """The largest message that the broker takes, in bytes."""
+        return self._connection.max_message
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes no messages."""
+        return self._connection.blocked
+
+    def ended(self) -> RankmqError | None:
+        """Why it is of no use any more; None if it is."""
+        for it in (self._connection, self._in, self._out):
+            if it is not None and it.closed.done():
+                return it.closed.result()
+        return None
+
+    def when_ended(self, then: Callable[[], None]) -> None:
+        """Has `then` called when it is of no use any more."""
+        for it in (self._connection, self._in, self._out):
+            if it is not None:
+                it.closed.add_done_callback(lambda _: then())
+
+    def publish(self, asking: Asking, question: str, then: Callable[[Outcome], None]) -> None:
+        """Sends a request.
+
+        Args:
+            asking: the request.
+            question: told apart from other questions under the same id; "" for the first.
+            then: called with what became of it.
+
+        Raises:
+            ConnectionLost: the connection is gone.
+        """
+        number = request_id(self._job, asking.key)
+        properties = Properties(
+            message_id=number,
+            correlation_id=number + question,
+            reply_to=topology.job_queue(self._job),
+            content_type=codec.MSGPACK,
+            delivery_mode=2,
+            timestamp=int(time.time()),
+            app_id="rankmq job",
+        )
+        if self._out is None:
+            raise ConnectionLost("the connection to the broker is closed")
+        self._out.publish(topology.REQUESTS, self._key, asking.body, properties, then=then)
+
+    def ack(self, tag: int) -> None:
+        """Acknowledges all replies up to one."""
+        if self._in is not None:
+            self._in.ack(tag, multiple=True)
+
+    async def cancel(self, keys: list[Key]) -> None:
+        """Has the engine give up requests."""
+        await tell_cancel(self._connection, [request_id(self._job, key) for key in keys])
+
+    async def delete_queue(self) -> None:
+        """Nothing is to come any more."""
+        channel: Any = self._out
+        if channel is not None:
+            await channel.delete_queue(topology.job_queue(self._job))
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        await self._connection.close()

@@ -1,0 +1,111 @@
+"""What a reply means for the rows of its request: done, failed for good, or to be tried again. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ...schemas.messages import ErrorInfo, Reply
+
+__all__ = ["Again", "Outcome", "outcome_of"]
+
+_AGAIN: Mapping[str, int] = {
+    "temporary_failure": 3,
+    "group_unavailable": 3,
+    "session_lost": 3,
+    "collective_failed": 3,
+    "deadline_exceeded": 3,  # of its queue (max_queue_age): the job's requests have none of their own
+    "request_id_reused": 3,  # another version of rankmq has other words for the same rows
+    "internal": 1,
+    "attempts_exhausted": 1,  # the engine has tried it several times, the last time alone
+}
+"""By code, how often a row is sent again after it: errors of the engine's own that may pass."""
+
+_OF_EACH_ROW = frozenset({"invalid_input", "graph_failed", "cancelled"})
+"""Errors of a whole request that each of its rows met by itself: where all fail alike, a reply says it once."""
+
+_OF_THE_JOB = frozenset({"unknown_servable", "unknown_method", "unknown_version", "unsupported_schema"})
+"""Errors that every row would meet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Rows that are sent again in one request.
+
+    Attributes:
+        first: which row of the request is the first of them.
+        count: how many they are.
+    """
+
+    first: int
+    count: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the rows of a request, by their places in it.
+
+    Attributes:
+        done: how many have results.
+        failed: those that failed for good, and why.
+        again: those that are sent again.
+        fatal: the job cannot go on.
+        open: those that were given up because the job is.
+    """
+
+    done: int = 0
+    failed: dict[int, ErrorInfo] = field(default_factory=dict)
+    again: list[Again] = field(default_factory=list)
+    fatal: ErrorInfo | None = None
+    open: int = 0
+
+
+def outcome_of(reply: Reply, count: int, attempt: int, *, cancelling: bool = False) -> Outcome:
+    """Sorts a reply out.
+
+    Args:
+        reply: to a request of the job.
+        count: how many instances it had.
+        attempt: how often its rows had been sent before.
+        cancelling: the job is given up, and nothing is sent again.
+    """
+    error = reply.error
+    if error is not None:
+        return _whole(error, count, attempt, cancelling=cancelling)
+    if len(reply.outputs) != count:
+        text = f"a reply with {len(reply.outputs)} outputs for {count} rows"
+        return _whole(ErrorInfo(code="internal", message=text, side="engine"), count, attempt, cancelling=cancelling)
+    out = Outcome()
+    said = {it.index: it.error for it in reply.errors}
+    for index, row in enumerate(reply.outputs):
+        if row is not None:
+            out.done += 1
+            continue
+        met = said.get(index) or ErrorInfo(code="internal", message="neither outputs nor an error", side="engine")
+        if cancelling and (met.code == "cancelled" or _passes(met, attempt)):
+            out.open += 1
+        elif _passes(met, attempt):
+            out.again.append(Again(index, 1))
+        else:
+            out.failed[index] = met
+    return out
+
+
+def _passes(error: ErrorInfo, attempt: int) -> bool:
+    return attempt < _AGAIN.get(error.code, 0)
+
+
+def _whole(error: ErrorInfo, count: int, attempt: int, *, cancelling: bool) -> Outcome:
+    """The request failed as a whole."""
+    if cancelling and (error.code == "cancelled" or count > 1 or _passes(error, attempt)):
+        return Outcome(open=count)
+    if error.code in _OF_THE_JOB:
+        return Outcome(fatal=error, again=[Again(0, count)])  # under another id, once it is resumed
+    if count == 1 or error.code in _OF_EACH_ROW:
+        if _passes(error, attempt):
+            return Outcome(again=[Again(index, 1) for index in range(count)])
+        return Outcome(failed=dict.fromkeys(range(count), error))
+    if _AGAIN.get(error.code, 0) > 1 and _passes(error, attempt):
+        return Outcome(again=[Again(0, count)])
+    # It may be one row's doing: each by itself, so that it fails alone.
+    return Outcome(again=[Again(index, 1) for index in range(count)])

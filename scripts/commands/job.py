@@ -1,0 +1,391 @@
+"""`rankmq job`: a file of rows in, a file of results out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..options import with_settings
+
+if TYPE_CHECKING:
+    from ...engine.jobs.job import Job
+    from ...engine.jobs.status import JobStatus
+    from ...engine.settings import Settings
+
+__all__ = ["add_to"]
+
+_STOPPED = 10
+
+_EPILOG = """
+Examples:
+
+    rankmq job run rows.jsonl --servable matmul --method predict --output out
+
+    rankmq job run x.npy --servable matmul --method fun2 --map x --output out
+
+    zcat rows.jsonl.gz | rankmq job run - --servable small --method double --output out
+
+    rankmq job submit rows.parquet --servable small --method double --map x=values:int32 --output out
+
+    rankmq job status out
+
+    rankmq job resume out
+
+A job can be killed at any moment, with all that it uses; `rankmq job resume` goes on where it was. docs/jobs.md has \
+the forms of files.
+
+Exit code 0 if every row has a result, 8 if some failed, 10 if the job has not ended and can be resumed, or was \
+cancelled.
+"""
+
+_PANEL = "How it is run"
+
+_Input = Annotated[
+    str,
+    typer.Argument(
+        metavar="INPUT",
+        help="A .jsonl, .npz, .npy or .parquet file, a folder of .npy files, or - for JSON lines on standard input; a "
+        "path or anything that fsspec opens.",
+        show_default=False,
+    ),
+]
+_Servable = Annotated[str, typer.Option("--servable", "-s", metavar="NAME", help="The servable.", show_default=False)]
+_Method = Annotated[
+    str, typer.Option("--method", "-m", metavar="NAME", help="A method or pipeline of it.", show_default=False)
+]
+_Version = Annotated[
+    int, typer.Option("--version", metavar="N", help="The servable's version; 0 is the newest.", min=0)
+]
+_Output = Annotated[
+    str,
+    typer.Option("--output", "-o", metavar="DIR", help="A folder for results, errors and summary.", show_default=False),
+]
+_Results = Annotated[
+    str | None,
+    typer.Option(
+        "--results",
+        metavar="NAME",
+        help="The results' file in it: .jsonl, .npz, .npy, .parquet, or a folder, NAME/ (default: as the input).",
+        show_default=False,
+    ),
+]
+_Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="INPUT[=COLUMN][:DTYPE]",
+        help="Which column is which input; once for each (default: by their names).",
+        show_default=False,
+    ),
+]
+_Lane = Annotated[str, typer.Option("--lane", metavar="LANE", help="high, normal or low.", rich_help_panel=_PANEL)]
+_Base64 = Annotated[
+    bool, typer.Option("--base64", help="Tensors in JSON lines with dtype, shape and base64, not as nested lists.")
+]
+_RowsPerRequest = Annotated[
+    int | None,
+    typer.Option(
+        "--rows-per-request",
+        metavar="N",
+        help="So many rows travel together (default: it adapts).",
+        min=1,
+        max=4096,
+        rich_help_panel=_PANEL,
+        show_default=False,
+    ),
+]
+_LineBytes = Annotated[
+    int,
+    typer.Option("--line-bytes", metavar="BYTES", help="A longer line of JSON fails.", min=64, rich_help_panel=_PANEL),
+]
+_Record = Annotated[
+    Path | None,
+    typer.Option(
+        "--record",
+        metavar="DIR",
+        help="A folder on this machine for what is on record of the job (default: the output's).",
+        rich_help_panel=_PANEL,
+        show_default=False,
+    ),
+]
+_Window = Annotated[
+    int,
+    typer.Option(
+        "--window", metavar="N", help="The most requests under way; it adapts.", min=1, rich_help_panel=_PANEL
+    ),
+]
+_Patience = Annotated[
+    float,
+    typer.Option(
+        "--patience",
+        metavar="SECONDS",
+        help="Stop, to be resumed, when nothing is answered for so long.",
+        min=1.0,
+        rich_help_panel=_PANEL,
+    ),
+]
+_Which = Annotated[str, typer.Argument(metavar="JOB", help="A job's folder, or its id.", show_default=False)]
+_Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    job = typer.Typer(
+        name="job", help="Run a file of rows through a servable, into a file of results.", epilog=_EPILOG,
+        no_args_is_help=True,
+    )  # fmt: skip
+    commands = {"run": run, "submit": submit, "status": status, "list": list_jobs, "cancel": cancel, "resume": resume}
+    for name, command in commands.items():
+        job.command(name)(command)
+    app.add_typer(job)
+
+
+@with_settings("job")
+def run(
+    settings: Settings,
+    source: _Input,
+    servable: _Servable,
+    method: _Method,
+    output: _Output,
+    version: _Version = 0,
+    results: _Results = None,
+    columns: _Map = None,
+    base64: _Base64 = False,
+    lane: _Lane = "low",
+    rows_per_request: _RowsPerRequest = None,
+    line_bytes: _LineBytes = 16 << 20,
+    record: _Record = None,
+    window: _Window = 256,
+    patience: _Patience = 3600.0,
+) -> None:
+    """Run a job to its end, here."""
+    settings = _reachable(settings)
+    job = _made(
+        settings, source, output, servable, method, version=version, results=results, columns=columns or (),
+        base64=base64, lane=lane, rows_per_request=rows_per_request, line_bytes=line_bytes, manifest=record,
+    )  # fmt: skip
+    _run(settings, job, window=window, patience=patience)
+
+
+@with_settings("job", quiet=True)
+def submit(
+    settings: Settings,
+    source: _Input,
+    servable: _Servable,
+    method: _Method,
+    output: _Output,
+    version: _Version = 0,
+    results: _Results = None,
+    columns: _Map = None,
+    base64: _Base64 = False,
+    lane: _Lane = "low",
+    rows_per_request: _RowsPerRequest = None,
+    line_bytes: _LineBytes = 16 << 20,
+    record: _Record = None,
+    window: _Window = 256,
+    patience: _Patience = 3600.0,
+) -> None:
+    """Run a job in the background: what runs it goes on when this command has ended."""
+    settings = _reachable(settings)
+    job = _made(
+        settings, source, output, servable, method, version=version, results=results, columns=columns or (),
+        base64=base64, lane=lane, rows_per_request=rows_per_request, line_bytes=line_bytes, manifest=record,
+    )  # fmt: skip
+    _in_background(settings, job, window=window, patience=patience)
+
+
+@with_settings("job")
+def resume(
+    settings: Settings,
+    which: _Which,
+    background: Annotated[bool, typer.Option("--background", help="In the background, as `submit`.")] = False,
+    results: _Results = None,
+    window: _Window = 256,
+    patience: _Patience = 3600.0,
+) -> None:
+    """Go on with a job: what is on record is not computed again."""
+    from ...engine.jobs.registry import remember_job
+
+    settings = _reachable(settings)
+    job = _found(settings, which)
+    remember_job(_state(settings), job.id, job.folder)
+    if background:
+        _in_background(settings, job, window=window, patience=patience, results=results)
+    else:
+        _run(settings, job, window=window, patience=patience, results=results)
+
+
+@with_settings("job", quiet=True)
+def status(settings: Settings, which: _Which, as_json: _Json = False) -> None:
+    """Show how a job is, while it runs and after."""
+    from ..job_page import job_page
+    from ..show import console
+
+    found = _found(settings, which).status()
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        console().print(job_page(found))
+
+
+@with_settings("job", quiet=True)
+def list_jobs(
+    settings: Settings,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DIR", help="Jobs below a folder (default: those begun on this machine).", show_default=False
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """List jobs."""
+    from ...engine.jobs.registry import jobs_below, known_jobs
+    from ...engine.jobs.status import status_of
+    from ...schemas.errors import ConfigurationError, RankmqError
+    from ..job_page import jobs_table
+    from ..show import console
+
+    if folder is not None and not folder.is_dir():
+        raise ConfigurationError(f"{folder}: there is no such folder")
+    folders = (path for _, path in known_jobs(_state(settings))) if folder is None else jobs_below(folder.absolute())
+    found: list[JobStatus] = []
+    for path in folders:
+        try:
+            found.append(status_of(path))
+        except RankmqError as error:
+            typer.echo(f"rankmq: {error.message}", err=True)
+    if as_json:
+        typer.echo(json.dumps([it.as_json() for it in found], indent=2))
+    elif found:
+        console().print(jobs_table(found))
+    else:
+        typer.echo("no jobs")
+
+
+@with_settings("job", quiet=True)
+def cancel(settings: Settings, which: _Which) -> None:
+    """Give a job up for good; what is done is kept."""
+    job = _found(settings, which)
+    found = job.cancel()
+    if found.state == "cancelled":
+        typer.echo(f"{job.id}: cancelled; {_kept(found)}")
+    else:
+        typer.echo(f"{job.id}: being cancelled by {found.runner or 'who runs it'}")
+
+
+# ----------------------------------------------------------------------------------------------------------- together
+
+
+def _reachable(settings: Settings) -> Settings:
+    from ...workers.endpoint import reachable
+
+    return reachable(settings)
+
+
+def _state(settings: Settings) -> Path:
+    from ...workers.endpoint import state_folder
+
+    return state_folder(settings)
+
+
+def _found(settings: Settings, which: str) -> Job:
+    from ...engine.jobs.job import Job
+    from ...engine.jobs.registry import find_job
+
+    return Job(find_job(which, _state(settings)))
+
+
+def _made(settings: Settings, source: str, output: str, servable: str, method: str, **options: Any) -> Job:
+    import uuid
+
+    from ...engine.jobs.job import Job
+    from ...engine.jobs.places import Place
+    from ...engine.jobs.registry import remember_job
+    from ...schemas.errors import InvalidInput
+    from ..report import Usage
+
+    if options["manifest"] is None and Place.of(output).local is None:
+        options["manifest"] = _state(settings) / "jobs" / uuid.uuid4().hex[:12]
+    try:
+        job = Job.create(source, output, servable, method, **options)
+    except InvalidInput as error:
+        raise Usage(error.message) from None
+    remember_job(_state(settings), job.id, job.folder)
+    return job
+
+
+def _run(settings: Settings, job: Job, **options: Any) -> None:
+    from ...schemas.errors import InstancesFailed, JobStopped
+    from ..foreground import run_service
+    from ..job_progress import JobProgress
+
+    typer.echo(f"{job.id}: from {job.status().spec.source} to {job.status().spec.results}")
+    with JobProgress() as progress:
+
+        def work() -> None:
+            job.run(
+                settings.address(),
+                watch=progress.show,
+                connect_timeout=settings.connect_timeout,
+                reconnect_timeout=settings.reconnect_timeout,
+                **options,
+            )
+
+        try:
+            run_service(work, job.stop)
+        except JobStopped as error:
+            raise JobStopped(f"{error.message}; {_go_on(job)}") from None
+        except KeyboardInterrupt:
+            if job.status().state != "completed":
+                typer.echo(f"rankmq: stopped; {_go_on(job)}", err=True)
+            raise
+    found = job.status()
+    if found.state == "cancelled":
+        raise JobStopped(f"{job.id} was cancelled; {_kept(found)}")
+    if found.state != "completed":
+        raise JobStopped(f"stopped; {_go_on(job)}")
+    counts = found.counts
+    typer.echo(f"{counts.completed:,} results in {found.spec.results}")
+    if counts.failed:
+        raise InstancesFailed(f"{counts.failed:,} of {counts.ended:,} rows failed: see {found.spec.errors}")
+
+
+def _go_on(job: Job) -> str:
+    counts = job.status().counts
+    return f"{counts.ended:,} rows are on record, go on with: rankmq job resume {job.folder}"
+
+
+def _kept(found: JobStatus) -> str:
+    return f"{found.counts.completed:,} results in {found.spec.results}"
+
+
+def _in_background(settings: Settings, job: Job, *, window: int, patience: float, results: str | None = None) -> None:
+    """Starts what runs it, in a session of its own; the broker's password is in its environment alone."""
+    from ...schemas.errors import JobStopped
+
+    command = [sys.executable, "-m", "rankmq.scripts", "job", "resume", str(job.folder), "--window", str(window)]
+    command += ["--patience", str(patience), *(() if results is None else ("--results", results))]
+    given = {f"RANKMQ_{name.upper()}": str(getattr(settings, name)) for name in settings.model_fields_set}
+    address = settings.address()
+    log = job.folder / "job.log"
+    try:
+        with log.open("ab") as out:
+            runner = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env={**os.environ, **given, "RANKMQ_BROKER_URL": address.url()},
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise JobStopped(f"{log} cannot be written: {error.strerror}; {_go_on(job)}") from None
+    typer.echo(f"{job.id}: process {runner.pid} runs it; it writes to {log}")
+    typer.echo(f"see how it is: rankmq job status {job.folder}")

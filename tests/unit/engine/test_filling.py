@@ -1,0 +1,58 @@
+"""When the next step begins."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rankmq.engine.filling import LEAD_SECONDS, NEVER, UnderWay, begins_at
+
+NOW = 100.0
+times = st.floats(0.0, 200.0)
+under_way = st.builds(UnderWay, st.integers(0, 4), st.integers(1, 100), st.floats(0, 10), times)
+
+
+def begins(given_: UnderWay, waiting: int = 1, *, whole: int = 64, wait_until: float = 0.0, now: float = NOW) -> float:
+    return begins_at(given_, waiting=waiting, whole=whole, wait_until=wait_until, now=now)
+
+
+@given(under_way, st.integers(1, 100), times)
+def test_a_whole_batch_begins_at_once(given_, whole, wait_until):
+    assert begins(given_, whole, whole=whole, wait_until=wait_until) == NOW
+
+
+@given(under_way, st.integers(1, 63), times)
+def test_it_is_never_in_the_past_and_a_reason_to_wait_is_one_that_ends(given_, waiting, wait_until):
+    when = begins(given_, waiting, wait_until=wait_until)
+    assert when >= NOW
+    if when < NEVER:
+        assert when <= max(NOW, wait_until, given_.ends)
+    else:
+        assert given_.steps  # a step that ends has them looked at again
+
+
+def test_idle_ranks_begin_at_once_unless_the_configuration_says_to_wait():
+    assert begins(UnderWay()) == NOW
+    assert begins(UnderWay(), wait_until=NOW + 0.02) == NOW + 0.02
+    assert begins(UnderWay(), wait_until=NOW - 1) == NOW
+
+
+def test_as_many_rows_as_the_step_under_way_follow_it_at_once():
+    one = UnderWay(steps=1, rows=5, lasts=1.0, ends=NOW + 1.0)
+    assert begins(one, 5) == NOW
+    assert begins(one, 4) == NOW + 1.0 - LEAD_SECONDS
+
+
+def test_fewer_follow_just_before_the_ranks_are_done():
+    late = UnderWay(steps=1, rows=5, lasts=1.0, ends=NOW + 0.001)
+    assert begins(late, 1) == NOW
+    assert begins(late, 1, wait_until=NOW + 3) == NOW + 3
+
+
+def test_a_short_step_is_not_worth_a_small_one_behind_it():
+    assert begins(UnderWay(steps=1, rows=5, lasts=LEAD_SECONDS / 2, ends=NOW), 4) == math.inf
+
+
+def test_two_steps_are_enough_to_go_on_with():
+    assert begins(UnderWay(steps=2, rows=1, lasts=1.0, ends=NOW), 63) == math.inf
