@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import distributed, register
-    from .client import Client, Pending
+    from .client import Client, Part, Pending, Stream
     from .jobs.job import Job
 
-__all__ = ["Client", "Job", "Pending", "distributed", "register"]
+__all__ = ["Client", "Job", "Part", "Pending", "Stream", "distributed", "register"]
 
-_HOMES = {"Client": ".client", "Job": ".jobs.job", "Pending": ".client"}
+_HOMES = {**dict.fromkeys(("Client", "Part", "Pending", "Stream"), ".client"), "Job": ".jobs.job"}
 
 
 def __getattr__(name: str) -> Any:

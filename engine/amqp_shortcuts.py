@@ -31,6 +31,7 @@ class Shortcuts:
     plain_transport: Any
     ioloop: Any
     bytes_sent: int
+    bytes_received: int
     _transport: Any
     _channels: dict[int, Any]
     _body_max_length: int
@@ -46,6 +47,7 @@ class Shortcuts:
     # ------------------------------------------------------------------------------------------------------- inwards
 
     def _on_data_available(self, data_in: bytes) -> None:
+        self.bytes_received += len(data_in)  # by which the driver knows that the broker is there
         for frame in self._cutter.feed(data_in):
             self._frame_buffer = frame
             if frame[-1] == _END and (self._is_content(frame) or self._is_confirm(frame)):

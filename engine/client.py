@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 
 from ..schemas import codec
 from ..schemas.errors import ClientClosed, LimitExceeded, ProducerError, ReplyTimeout
-from ..schemas.messages import Reply, ReplyPart, Request
+from ..schemas.messages import Reply, ReplyPart, Request, Value
 from .address import BrokerAddress
+from .blobs import BlobStore
+from .client_blobs import ClientBlobs
 from .client_book import Asked, Call, Pending
 from .client_cancel import CancelState
-from .client_stream import Part, Stream
 from .client_line import ClientLine
+from .client_stream import Part, Stream
 from .client_terms import Terms, check_id, check_lane
 from .client_values import Instances, Result, result_of, to_wire
 from .topology import DEFAULT_LANE, requests_key
@@ -33,6 +35,9 @@ _T = TypeVar("_T")
 
 _OVERHEAD = 4096
 """Bytes that a message may take beside its body."""
+
+_FIELDS = 64 * 1024
+"""Bytes of a body that may be needed beside the data of its tensors."""
 
 _GRACE_SECONDS = 30.0
 
@@ -57,6 +62,9 @@ class Client:
         ca_file: PEM file of the authority behind the broker's certificate, for amqps.
         cert_file: PEM file of our own certificate.
         key_file: PEM file of its key.
+        blob_store: where large tensors go past the broker, as fsspec knows it (file:///..., s3://...); it must be the
+            engine's. None: all tensors are in the messages.
+        inline_limit: largest tensor within a message, in bytes, where there is a blob store.
 
     Raises:
         ConfigurationError: a URL that is none, or a certificate file that is not there.
@@ -77,6 +85,8 @@ class Client:
         ca_file: Path | None = None,
         cert_file: Path | None = None,
         key_file: Path | None = None,
+        blob_store: str | None = None,
+        inline_limit: int = 1024 * 1024,
     ) -> None:
         self._address = BrokerAddress.parse(broker_url, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
         self.servable = servable
@@ -86,6 +96,11 @@ class Client:
         self.timeout = timeout
         self._max_in_flight = max_in_flight
         self._connect_timeout = connect_timeout
+        self._blobs: ClientBlobs | None = None
+        if blob_store:
+            store = BlobStore(blob_store)
+            store.open()
+            self._blobs = ClientBlobs(store, inline_limit)
         self._parents: ClientLine | None = None
         self._closed = False
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -149,6 +164,8 @@ class Client:
             ServingError: the request was fine, serving it failed.
             ReplyTimeout: no reply within the time; past it the engine gives the request up, unless `deadline` is later.
             QueueFull: the requests queue is at its limit, and stays so.
+            BlobUnavailable: the blob store cannot be written, and nothing was sent; or it cannot be read.
+            BlobMissing: a large input or output is not in the blob store, or not any more.
             ConnectionLost: the broker went away and did not come back in time.
             BrokerUnavailable: nobody answers at the broker's address.
             BrokerRefused: wrong user, password, virtual host or certificate.
@@ -167,7 +184,8 @@ class Client:
     ) -> Pending[Result]:
         """Sends one request; the future has what `infer` returns or raises, the arguments are the same.
 
-        Waits itself only while `max_in_flight` calls are under way, and at the first call for the connection.
+        Waits itself only while `max_in_flight` calls are under way, at the first call for the connection, and for the
+        blob store while large inputs are written.
         Callbacks of the future run on the client's thread and must not block; `infer` in one of them raises.
         """
         return self._ask(instances, self._terms(timeout, deadline, lane, request_id), result_of)
@@ -263,17 +281,9 @@ class Client:
         read: Callable[[Reply], _T],
         part: Callable[[ReplyPart], None] | None = None,
     ) -> Pending[_T]:
-        request = Request(
-            servable=self.servable,
-            method=self.method,
-            version=self.version,
-            instances=to_wire(instances),
-            stream=part is not None,
-        )
-        body = codec.encode_request(request)
+        rows, blobs, stream = to_wire(instances), self._blobs, part is not None
+        body = self._encoded(rows, stream=stream) if blobs is None else b""
         line = self._connected()
-        if len(body) + _OVERHEAD > line.max_message:
-            raise LimitExceeded(f"a request of {len(body)} bytes: the broker takes {line.max_message}")
         until = time.monotonic() + terms.timeout
         expires, left = terms.expires(), terms.left()
         places = self._places
@@ -282,19 +292,39 @@ class Client:
             raise ReplyTimeout(f"no place for another call within {terms.timeout:g} s: too many are under way")
         pending: Pending[_T] = Pending(terms.id)
         call = Call(pending, read, until, terms.timeout, part)
+        names: tuple[str, ...] = ()
+        asked: Asked | None = None
 
         def done(ended: Future[_T]) -> None:
             places.release()
             if ended.cancelled():
                 line.forget(terms.id, call)
+            if blobs is not None and (asked is None or asked.over or not asked.sent):
+                blobs.discard(names)  # else the engine may read them still, and sees to it that they go
 
         try:
-            line.ask(Asked(terms.id, requests_key(self.servable, terms.lane), body, expires), call)
+            if blobs is not None:
+                rows, names = blobs.written(rows, line.max_message - _OVERHEAD - _FIELDS)
+                body = self._encoded(rows, stream=stream)
+            if len(body) + _OVERHEAD > line.max_message:
+                hint = "" if blobs is not None else "; with a blob store large tensors go past it"
+                raise LimitExceeded(f"a request of {len(body)} bytes: the broker takes {line.max_message}{hint}")
+            key = requests_key(self.servable, terms.lane)
+            asked = Asked(terms.id, key, body, expires, blobs=blobs is not None)
+            line.ask(asked, call)
         except BaseException:
             places.release()
+            if blobs is not None:
+                blobs.discard(names)
             raise
         pending.add_done_callback(done)
         return pending
+
+    def _encoded(self, rows: list[dict[str, Value]], *, stream: bool) -> bytes:
+        request = Request(
+            servable=self.servable, method=self.method, version=self.version, instances=rows, stream=stream
+        )
+        return codec.encode_request(request)
 
     def connect(self) -> None:
         """Connects, if that has not been done.
@@ -311,7 +341,7 @@ class Client:
             if self._closed:
                 raise ClientClosed("the client is closed")
             if self._line is None or self._line.is_over:
-                self._line = ClientLine(self._address, self._connect_timeout)
+                self._line = ClientLine(self._address, self._connect_timeout, self._blobs)
                 if self._finalizer is not None:
                     self._finalizer.detach()
                 # Dropped without `close`, it leaves no thread behind, once what is under way has ended.

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from ..schemas.errors import RankmqError, RequestIdReused
 from ..schemas.messages import Reply, ReplyPart
+from .deadline import DEADLINE_HEADER
+from .references import BLOBS_HEADER, unnamed
 
 __all__ = ["Asked", "Book", "Call", "Pending", "anew"]
 
@@ -48,6 +50,7 @@ class Call:
         seconds: the time that it was given, for the error.
         part: called on the line's thread with each part of the answer; None: parts are not wanted.
         timer: gives up.
+        held: its reply is there, and is being read: it cannot be cancelled any more.
     """
 
     future: Future[Any]
@@ -56,12 +59,19 @@ class Call:
     seconds: float
     part: Callable[[ReplyPart], None] | None = None
     timer: asyncio.TimerHandle | None = None
+    held: bool = False
+
+    def hold(self) -> None:
+        """Neither time nor a cancel ends it any more; `settle` is called soon, on whatever thread."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.held = self.future.set_running_or_notify_cancel()
 
     def settle(self, outcome: Reply | RankmqError) -> None:
         """Gives the future its result or error, unless it was cancelled."""
         if self.timer is not None:
             self.timer.cancel()
-        if not self.future.set_running_or_notify_cancel():
+        if not self.held and not self.future.set_running_or_notify_cancel():
             return
         if isinstance(outcome, RankmqError):
             self.future.set_exception(outcome)
@@ -90,6 +100,8 @@ class Asked:
         sent: it was published at least once.
         refusals: how often the broker refused it.
         refused: the last thing that the broker said of it was no.
+        blobs: its producer reads and writes the blob store.
+        over: it is certain that nobody reads it any more.
     """
 
     id: str
@@ -102,6 +114,26 @@ class Asked:
     sent: bool = False
     refusals: int = 0
     refused: bool = False
+    blobs: bool = False
+    over: bool = False
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """Those of its message."""
+        headers: dict[str, Any] = {DEADLINE_HEADER: self.expires}
+        return {**headers, BLOBS_HEADER: True} if self.blobs else headers
+
+    def is_same(self, other: Asked) -> bool:
+        """Whether it asks the same; the same inputs may have been written to the blob store twice."""
+        if self.blobs and other.blobs:
+            return unnamed(self.body) == unnamed(other.body)
+        return self.body == other.body
+
+    def hold(self) -> None:
+        """Its reply is there, and is read on another thread; calls that were cancelled are gone."""
+        for call in self.calls:
+            call.hold()
+        self.calls = [call for call in self.calls if call.held]
 
     def settle(self, outcome: Reply | RankmqError) -> None:
         """Settles all of its calls."""
@@ -138,7 +170,7 @@ class Book:
             if self.over is not None:
                 raise anew(self.over)
             known = self._asked.get(asked.id, asked)
-            if known.body != asked.body:
+            if not known.is_same(asked):
                 raise RequestIdReused(
                     f"request {asked.id} is under way with other inputs: an id stands for one request"
                 )

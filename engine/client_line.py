@@ -29,14 +29,15 @@ from ..schemas.errors import (
 from ..schemas.messages import Reply
 from . import retry, topology
 from .address import BrokerAddress
+from .client_blobs import ClientBlobs
 from .client_book import Asked, Book, Call, anew
 from .client_cancel import CancelState, Teller, ask_cancel
 from .client_stream import hand_on
 from .client_terms import expiration
 from .confirms import Outcome
 from .connection import Channel, Connection, Properties
-from .deadline import DEADLINE_HEADER
 from .delivery import Delivery
+from .references import names_of, outputs_of
 
 __all__ = ["ClientLine"]
 
@@ -56,11 +57,13 @@ class ClientLine:
     Args:
         address: the broker.
         connect_timeout: seconds to go on trying to reach it.
+        blobs: for outputs by reference; None where there is no blob store.
     """
 
-    def __init__(self, address: BrokerAddress, connect_timeout: float) -> None:
+    def __init__(self, address: BrokerAddress, connect_timeout: float, blobs: ClientBlobs | None = None) -> None:
         self._address = address
         self._connect_timeout = connect_timeout
+        self._blobs = blobs
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._reached = asyncio.Event()
@@ -257,7 +260,7 @@ class ClientLine:
             delivery_mode=2,
             timestamp=int(time.time()),
             expiration=expiration(asked.expires),
-            headers={DEADLINE_HEADER: asked.expires},
+            headers=asked.headers,
         )
 
         def then(outcome: Outcome) -> None:
@@ -265,6 +268,7 @@ class ClientLine:
             if outcome is Outcome.REJECTED:
                 self._refused(asked)
             elif outcome is Outcome.RETURNED:
+                asked.over = True
                 self._finish(asked.id, ProducerError("no queue takes requests for this servable on this broker"))
 
         try:
@@ -278,6 +282,7 @@ class ClientLine:
     def _refused(self, asked: Asked) -> None:
         """The queue is full, or not up yet after a restart of the broker: again, some times."""
         if asked.refusals == _MOST_REFUSALS:
+            asked.over = True
             self._finish(asked.id, QueueFull(_full(asked)))
             return
         pause = min(_LONGEST_PAUSE_SECONDS, 0.1 * 2**asked.refusals) * random.uniform(0.75, 1.0)
@@ -302,9 +307,12 @@ class ClientLine:
             return
         asked = asked or self._book.find(reply.id)  # or to the same request, asked before
         if asked is not None:
+            asked.over = True
             self._finish(asked.id, reply)
         else:
             log.debug("a reply that nobody waits for", extra={"request": reply.id})
+            if self._blobs is not None:
+                self._blobs.discard(names_of(outputs_of(reply)))
 
     def _timed_out(self, asked: Asked, call: Call) -> None:
         error: RankmqError = ReplyTimeout(f"no reply within {call.seconds:g} s{self._trouble()}")
@@ -324,7 +332,12 @@ class ClientLine:
 
     def _finish(self, request_id: str, outcome: Reply | RankmqError) -> None:
         asked = self._book.take(request_id)
-        if asked is not None:
+        if asked is None:
+            pass
+        elif self._blobs is not None and isinstance(outcome, Reply) and outputs_of(outcome):
+            asked.hold()
+            self._blobs.read(outcome, asked.settle)
+        else:
             asked.settle(outcome)
         self._end_if_alone()
 

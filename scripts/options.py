@@ -74,6 +74,14 @@ _TUNING: Mapping[str, Any] = {
         panel=None,
     ),
 }
+_BLOBS: Mapping[str, Any] = {
+    "blob_store": _option(
+        str | None,
+        "--blob-store",
+        metavar="URL",
+        help="Where large tensors go past the broker: a folder, or file://, s3:// and what else fsspec knows.",
+    ),
+}
 
 Paths = Annotated[
     list[Path],
@@ -87,7 +95,7 @@ Version = Annotated[int, typer.Option("--version", metavar="N", help="The servab
 
 
 def with_settings(
-    role: str, *, tuning: bool = False, quiet: bool = False
+    role: str, *, tuning: bool = False, quiet: bool = False, blobs: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command the shared options, and the settings that come of them as its first argument.
 
@@ -95,8 +103,9 @@ def with_settings(
         role: of the process, for its logs.
         tuning: with the options that tune an orchestrator.
         quiet: log errors alone, unless a level is asked for.
+        blobs: with the option that names a blob store.
     """
-    shared = {**(_TUNING if tuning else {}), **_COMMON}
+    shared = {**(_TUNING if tuning else {}), **(_BLOBS if blobs else {}), **_COMMON}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(function, localns={"Settings": object}, include_extras=True)

@@ -285,8 +285,12 @@ class LocalEngine:
             ended.cancel()
 
     def _order(self, role: Role) -> dict[str, Any]:
+        secret = self._settings.blob_store  # which a dump would hide
         return {
-            "settings": self._settings.model_dump(mode="json", exclude={"broker_url"}),
+            "settings": {
+                **self._settings.model_dump(mode="json", exclude={"broker_url"}),
+                "blob_store": None if secret is None else secret.get_secret_value(),
+            },
             "group": self._group,
             "servables": [
                 {

@@ -36,7 +36,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("agents", epilog=_EPILOG)(agents)
 
 
-@with_settings("launcher")
+@with_settings("launcher", blobs=True)
 def agents(
     settings: Settings,
     paths: Paths,

@@ -37,7 +37,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("infer", epilog=_EPILOG)(infer)
 
 
-@with_settings("producer", quiet=True)
+@with_settings("producer", quiet=True, blobs=True)
 def infer(
     settings: Settings,
     servable: Annotated[str, typer.Argument(metavar="SERVABLE", help="The servable's name.", show_default=False)],
@@ -119,6 +119,8 @@ def infer(
         ca_file=settings.tls_ca_file,
         cert_file=settings.tls_cert_file,
         key_file=settings.tls_key_file,
+        blob_store=settings.blob_store.get_secret_value() if settings.blob_store is not None else None,
+        inline_limit=settings.inline_limit,
     )
     with client:
         reply = client.request([{**row, **given} for row in rows], deadline=deadline, request_id=request_id)

@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("orchestrator", epilog=_EPILOG)(orchestrator)
 
 
-@with_settings("orchestrator", tuning=True)
+@with_settings("orchestrator", tuning=True, blobs=True)
 def orchestrator(
     settings: Settings,
     paths: Paths,

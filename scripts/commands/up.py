@@ -38,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("up", epilog=_EPILOG)(up)
 
 
-@with_settings("up", tuning=True)
+@with_settings("up", tuning=True, blobs=True)
 def up(
     settings: Settings,
     paths: Paths,
