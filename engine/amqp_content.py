@@ -145,7 +145,7 @@ def confirm_of(frame: bytes) -> tuple[int, int, bool, bool] | None:
     if frame[0] != _METHOD:
         return None
     method = frame[_PAYLOAD : _PAYLOAD + 4]
-    if method != _ACK and method != _NACK:  # noqa: PLR1714  # a tuple would be built each time
+    if method != _ACK and method != _NACK:  # a tuple would be built each time
         return None
     tag, bits = _TAG.unpack_from(frame, _PAYLOAD + 4)
     return _CHANNEL.unpack_from(frame, 1)[0], tag, bool(bits & 1), method == _ACK

@@ -51,7 +51,7 @@ class BlobKeeper:
         """These blobs are not needed any more."""
         self._discarded.append((self._loop.time() + self._keep, tuple(names)))
         if len(self._discarded) > _MOST_KEPT:
-            self._delete(self._discarded.popleft()[1])
+            self.delete(self._discarded.popleft()[1])
         if self._timer is None:
             self._timer = self._loop.call_later(self._keep, self._due)
 
@@ -61,11 +61,12 @@ class BlobKeeper:
         while self._discarded and self._discarded[0][0] <= now:
             names += self._discarded.popleft()[1]
         if names:
-            self._delete(names)
+            self.delete(names)
         if self._discarded:
             self._timer = self._loop.call_at(self._discarded[0][0], self._due)
 
-    def _delete(self, names: Sequence[str]) -> None:
+    def delete(self, names: Sequence[str]) -> None:
+        """Has blobs deleted at once."""
         deleting = asyncio.ensure_future(self._loop.run_in_executor(self._pool, self.store.delete, names))
         self._deleting.add(deleting)
         deleting.add_done_callback(self._deleting.discard)
@@ -92,6 +93,6 @@ class BlobKeeper:
         names = [name for _, them in self._discarded for name in them]
         self._discarded.clear()
         if names:
-            self._delete(names)
+            self.delete(names)
         if self._deleting:
             await asyncio.wait(self._deleting, timeout=_CLOSE_SECONDS)

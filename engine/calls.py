@@ -10,7 +10,8 @@ from ..schemas.errors import GroupUnavailable, InvalidInput
 from .catalog import Catalog
 from .driver import GroupDriver
 from .loop import Loop
-from .runs import MethodRun, RunContext, RunPorts
+from .run_ports import RunContext, RunPorts
+from .runs import MethodRun
 from .servable import Pipeline, RepeatStage
 from .slots import Session
 from .ticket import Done, RowResult

@@ -287,7 +287,7 @@ class Channel:
         if self._confirms is None or not self._confirms.returned(route):
             log.warning("returned without a record: %s to %s %s", method.reply_text, *route[:2])
 
-    def _on_confirm(self, tag: int, multiple: bool, positive: bool) -> None:  # noqa: FBT001  # as it comes
+    def _on_confirm(self, tag: int, multiple: bool, positive: bool) -> None:  # as it comes
         if self._confirms is not None:
             self._confirms.answered(tag, multiple=multiple, positive=positive)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..schemas.errors import LimitExceeded, RankmqError
+from ..schemas.errors import BlobUnavailable, LimitExceeded, RankmqError
 from .batcher import Batch, Batcher, PendingCall
 from .conveyor import Conveyor, Flight
 from .filling import NEVER, begins_at
@@ -164,7 +164,7 @@ class Feed:
             return True  # given up between two stages
         try:
             sent = self._sender.send(conveyor, flight, self.plans[batch.subgraph][flight.stage], now)
-        except LimitExceeded as error:
+        except (BlobUnavailable, LimitExceeded) as error:
             self.part(batch, error)
             return True
         if sent:

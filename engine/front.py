@@ -23,6 +23,7 @@ from .dead_headers import deaths_of, headers_of
 from .delivery import Delivery
 from .open_request import OpenRequest
 from .service import Service, ServicePorts
+from .stage_processes import StageProcesses
 
 __all__ = ["Front", "FrontOwner", "Pools"]
 
@@ -40,11 +41,13 @@ class Pools:
         stages: for the functions of methods.
         pipelines: for pipelines.
         blobs: to read and write the blob store.
+        processes: for functions of methods, in place of threads; None: there are none.
     """
 
     stages: ThreadPoolExecutor
     pipelines: ThreadPoolExecutor
     blobs: ThreadPoolExecutor
+    processes: StageProcesses | None = None
 
 
 class FrontOwner(Protocol):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..schemas.errors import OperatorError
 from ..schemas.messages import Drain, Form, Refused, Restart, Task, Welcome
 from .plane import PlaneWriter
+from .step_blobs import StepWriter
 
 if TYPE_CHECKING:
     from .driver import GroupDriver
@@ -28,6 +29,9 @@ class GroupPorts(Protocol):
 
     def wake_at(self, when: float) -> None:
         """Has `GroupDriver.pump` called at a time of the driver's clock."""
+
+    def blobs(self) -> StepWriter | None:
+        """For what is too large for messages in the epoch that begins; None where there is no blob store."""
 
     def group_ready(self, driver: GroupDriver) -> None:
         """The group serves."""

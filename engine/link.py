@@ -41,6 +41,7 @@ from .group_plane import GroupPlane
 from .lease import Lease
 from .plane import PlaneWriter
 from .servable import Servable
+from .step_blobs import StepBlobs, StepWriter
 
 __all__ = ["GroupLink", "LinkOwner"]
 
@@ -74,6 +75,8 @@ class GroupLink(GroupPorts):
         max_message: largest message that the broker takes, in bytes.
         step_timeout: seconds after which an unanswered step is overdue.
         plane_bytes: how much memory to share with ranks of this host.
+        blobs: makes the group's access to the blob store, of how many ranks it has and what to call when a step can be
+            sent that had to wait; None where there is no blob store.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class GroupLink(GroupPorts):
         max_message: int,
         step_timeout: float,
         plane_bytes: int,
+        blobs: Callable[[int, Callable[[], None]], StepBlobs] | None = None,
     ) -> None:
         self._plane = GroupPlane(rules.size, plane_bytes)
         self._channel: Channel | None = None
@@ -104,6 +108,7 @@ class GroupLink(GroupPorts):
             max_message=max_message,
             step_timeout=step_timeout,
         )
+        self._blobs = None if blobs is None else blobs(rules.size, self.driver.pump)
         self._subgraphs = servable.subgraph_count or 0
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -195,6 +200,8 @@ class GroupLink(GroupPorts):
                 driver.handle(lambda group, now: group.registered(message, now))
             case Ready():
                 self._plane.accept(message)
+                if self._blobs is not None:
+                    self._blobs.accept(message)
                 driver.handle(lambda group, now: group.ready(message, now))
             case LoadFailed():
                 driver.handle(lambda group, now: group.load_failed(message, now))
@@ -209,13 +216,20 @@ class GroupLink(GroupPorts):
         except RankmqError as error:
             log.warning("refused: %s", error.message)  # the step will be overdue
             return
-        self.driver.replied(reply)
+        if self._blobs is None:
+            self.driver.replied(reply)
+        else:
+            self._blobs.read(reply, self.driver.replied)
 
     # ------------------------------------------------------------------------------------------ what the driver wants
 
     def plane(self) -> PlaneWriter | None:
         """The memory that is shared with all ranks of the epoch that begins."""
         return self._plane.writer()
+
+    def blobs(self) -> StepWriter | None:
+        """The blob store, for the epoch that begins."""
+        return None if self._blobs is None else self._blobs.writer()
 
     def send_task(self, subgraph: int, tag: str, task: Task) -> None:
         """Publishes a task to the subgraph's exchange; a rank whose queue is gone is lost."""
@@ -231,6 +245,8 @@ class GroupLink(GroupPorts):
         """Publishes a control message to the ranks that the tag reaches."""
         if isinstance(message, Form):
             message = self._plane.offer(message)
+            if self._blobs is not None:
+                message = self._blobs.offer(message)
         if isinstance(message, Refused):
             who = (
                 "all agents" if message.agent == "*" else f"agent {message.agent}, which asks for rank {message.rank},"

@@ -14,7 +14,7 @@ from .dead_headers import deaths_of, text_of
 from .delivery import Delivery
 from .life import Life
 from .references import names_in, speaks, unnamed
-from .runs import RunContext
+from .run_ports import RunContext
 from .ticket import RowResult
 from .topology import held_exchange
 

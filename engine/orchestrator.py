@@ -22,6 +22,7 @@ from .front import Pools
 from .rank_table import RankTable
 from .session import Session
 from .settings import Settings
+from .stage_processes import StageProcesses
 
 __all__ = ["Orchestrator"]
 
@@ -86,7 +87,7 @@ class Orchestrator:
         self._loop = asyncio.get_running_loop()
         self._stop = stop = asyncio.Event()
         store = self._settings.blobs()
-        pools = _Pools(self._settings)
+        pools = _Pools(self._settings, self._catalog)
         with signals.on_stop(stop.set), pools:
             keeper = None if store is None else BlobKeeper(store, pools.pools.blobs, self._settings.blob_age)
             try:
@@ -170,17 +171,22 @@ class Orchestrator:
 class _Pools:
     """The threads on which the servables' own Python runs."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+        count = settings.num_parallel_workers
         self.pools = Pools(
-            stages=ThreadPoolExecutor(settings.stage_threads, "stage"),
+            # A thread waits for each process that works.
+            stages=ThreadPoolExecutor(max(settings.stage_threads, count), "stage"),
             pipelines=ThreadPoolExecutor(settings.pipeline_threads, "pipeline"),
             blobs=ThreadPoolExecutor(_BLOB_THREADS, "blobs"),
+            processes=StageProcesses(count, catalog, settings.log_level) if count else None,
         )
 
     def __enter__(self) -> _Pools:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.pools.processes is not None:
+            self.pools.processes.close()
         self.pools.stages.shutdown(wait=False, cancel_futures=True)
         self.pools.pipelines.shutdown(wait=False, cancel_futures=True)
         self.pools.blobs.shutdown(wait=False, cancel_futures=True)

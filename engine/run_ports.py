@@ -10,6 +10,7 @@ from .life import Life
 from .parts import PartSender
 from .servable import RepeatStage, Servable
 from .sessions import InstanceSessions
+from .stage_processes import StageProcesses
 from .ticket import Done
 from .topology import DEFAULT_LANE
 from .waits import Waits
@@ -47,6 +48,7 @@ class RunContext:
         life: whether it is still wanted.
         max_attempts: how often what fails for a reason that passes is tried.
         alone: its calls share no step with others': ranks were lost under it more than once.
+        processes: for functions of methods; None: they run on threads.
         parts: per row that runs, where parts of its answer go; none where nobody asked for them.
     """
 
@@ -60,6 +62,7 @@ class RunContext:
     life: Life = field(default_factory=Life)
     max_attempts: int = 1
     alone: bool = False
+    processes: StageProcesses | None = None
     parts: tuple[PartSender, ...] = ()
 
 

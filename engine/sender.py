@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..schemas.errors import LimitExceeded
+from ..schemas.errors import LimitExceeded, RankmqError
 from ..schemas.messages import GroupId
 from .conveyor import Conveyor, Flight
 from .group_ports import GroupPorts
@@ -10,6 +10,7 @@ from .plan import SubgraphPlan
 from .plane import PlaneWriter
 from .ring import Span
 from .scatter import Scattered
+from .step_blobs import StepWriter
 from .tasks import largest_bytes, tasks_of
 from .topology import RANK_ALL, stage_tag
 
@@ -33,6 +34,7 @@ class StepSender:
         self._ports = ports
         self._max_message = max_message
         self._plane: PlaneWriter | None = None
+        self._blobs: StepWriter | None = None
         self._spans: dict[Flight, Span] = {}
 
     @property
@@ -43,21 +45,35 @@ class StepSender:
     def began(self) -> None:
         """An epoch began."""
         self._plane = self._ports.plane()
+        self._blobs = self._ports.blobs()
 
     def ended(self) -> None:
         """The epoch ended: nothing that was sent is needed any more."""
         self._plane = None
         self._spans.clear()
+        blobs, self._blobs = self._blobs, None
+        if blobs is not None:
+            blobs.ended()
 
     def send(self, conveyor: Conveyor, flight: Flight, plan: SubgraphPlan, now: float) -> bool:
         """Numbers and sends a step.
 
         Returns:
-            False where it has to wait: the memory for what it brings is taken by steps that are under way.
+            False where it has to wait: the memory for what it brings is taken by steps that are under way, or it is
+            being written to the blob store.
 
         Raises:
             LimitExceeded: it fits neither there nor into a message.
+            BlobUnavailable: it does not fit into a message, and the blob store cannot be written.
         """
+        blobs = self._blobs
+        if blobs is not None:
+            if blobs.is_writing(flight):
+                return False
+            written = blobs.take(flight)
+            if written is not None:
+                self._issue(conveyor, flight, plan, written[0], now, written[1])
+                return True
         scattered = plan.scatter(flight.rows)
         parts = (scattered.replicated, *scattered.sharded)
         placed = self._plane.put(parts) if self._plane is not None else None
@@ -67,18 +83,34 @@ class StepSender:
             self._spans[flight] = span
         elif self._plane is not None and self._plane.used and self._plane.needs(parts):
             return False
+        elif blobs is not None and blobs.needs(scattered):
+            blobs.write(flight, scattered)
+            return False
+        self._issue(conveyor, flight, plan, scattered, now)
+        return True
+
+    def _issue(
+        self,
+        conveyor: Conveyor,
+        flight: Flight,
+        plan: SubgraphPlan,
+        scattered: Scattered,
+        now: float,
+        trouble: RankmqError | None = None,
+    ) -> None:
         largest = largest_bytes(scattered)
         if largest + _TASK_OVERHEAD > self._max_message:
             self.finished(flight)
-            raise LimitExceeded(f"a row of {largest} bytes: the broker takes {self._max_message}")
+            raise trouble or LimitExceeded(f"a row of {largest} bytes: the broker takes {self._max_message}")
         step = conveyor.issue(flight, now)
         tag = RANK_ALL if conveyor.stages == 1 else stage_tag(flight.stage)
         for to, task in tasks_of(flight, plan, scattered, group=self._group, epoch=conveyor.epoch, step=step, tag=tag):
             self._ports.send_task(flight.batch.subgraph, to, task)
-        return True
 
     def finished(self, flight: Flight) -> None:
         """All ranks have answered a step: what it brought is not needed any more."""
         span = self._spans.pop(flight, None)
         if span is not None and self._plane is not None:
             self._plane.give_back(span)
+        if self._blobs is not None:
+            self._blobs.finished(flight)

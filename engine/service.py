@@ -33,14 +33,18 @@ from .deadline import Deadlines, seconds_left
 from .delivery import Delivery
 from .driver import GroupDriver
 from .edge_blobs import EdgeBlobs, Fetched, look_up
+from .functions import run_pipeline
 from .instances import arguments_of
 from .open_request import OpenRequest
 from .parts import InstanceParts, Parts
 from .routes import dropped, lane_of
-from .runs import MethodRun, RunContext, ThreadCaller, run_pipeline
+from .run_ports import RunContext
+from .runs import MethodRun
 from .servable import Method, Pipeline, Servable
 from .service_ports import ServicePorts
 from .sessions import InstanceSessions
+from .stage_processes import StageProcesses
+from .thread_caller import ThreadCaller
 from .ticket import Done, RowResult
 from .waits import Waits
 
@@ -67,6 +71,7 @@ class Service:
         max_message: largest message that the broker takes, in bytes.
         answers: the memory of what was answered.
         blobs: for inputs and outputs by reference; None where there is no blob store.
+        processes: for functions of methods; None: they run on threads.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class Service:
         max_message: int,
         answers: Answers,
         blobs: EdgeBlobs | None = None,
+        processes: StageProcesses | None = None,
     ) -> None:
         self._catalog = catalog
         self._calls = Calls(catalog, drivers, ports, clock)
@@ -100,6 +106,7 @@ class Service:
         self._admitting = False
         self._answers = answers
         self._blobs = blobs
+        self._processes = processes
         self._max_message = max_message
         self._answering = Answering(ports, clock, wall, answers, max_message, self._ended, blobs)
         self._deadlines: Deadlines[OpenRequest] = Deadlines()
@@ -237,7 +244,14 @@ class Service:
     ) -> None:
         lenient = any(plain.is_untyped(value) for instance in request.instances for value in instance.values())
         context = open_.context = RunContext(
-            servable, open_.id, lenient, lane=lane, life=open_.life, waits=self._waits, max_attempts=self._max_attempts
+            servable,
+            open_.id,
+            lenient,
+            lane=lane,
+            life=open_.life,
+            waits=self._waits,
+            max_attempts=self._max_attempts,
+            processes=self._processes,
         )
         open_.output_names = entry.output_names
         open_.results = [None] * len(request.instances)

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from ..schemas import codec
@@ -36,6 +37,7 @@ from .rank_table import RankTable
 from .servable import Servable
 from .service import Service
 from .settings import Settings
+from .step_blobs import StepBlobs
 from .topology import QueueLimits
 
 __all__ = ["Session"]
@@ -128,6 +130,7 @@ class Session(FrontOwner):
             max_message=connection.max_message,
             answers=answers,
             blobs=self._edge_blobs(connection.max_message),
+            processes=self._pools.processes,
         )
         await records.open()
         self._custody = Custody(edge, self._name, settings.hold_seconds, self._loop.time, time.time, self._front.take)
@@ -182,7 +185,15 @@ class Session(FrontOwner):
             max_message=max_message,
             step_timeout=settings.step_timeout,
             plane_bytes=settings.plane_bytes,
+            blobs=None if self._keeper is None else partial(self._step_blobs, self._keeper),
         )
+
+    def _step_blobs(self, keeper: BlobKeeper, size: int, written: Callable[[], None]) -> StepBlobs:
+        def in_pool(work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+            self._front.in_blob_pool(work, done)
+
+        limit = self._settings.inline_limit
+        return StepBlobs(keeper.store, in_pool, keeper.delete, limit=limit, size=size, written=written)
 
     async def _listen_for_questions(self) -> None:
         await self._inner.declare(topology.status(self._name))

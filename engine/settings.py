@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(30.0, ge=0, description="seconds that what runs may take to finish on stop")
     pipeline_threads: int = Field(64, ge=1, le=4096, description="pipelines that run at once")
     stage_threads: int = Field(4, ge=1, le=256, description="threads for the Python functions of methods")
+    num_parallel_workers: int = Field(
+        0, ge=0, le=256, description="processes for the Python functions of methods, where they are heavy; 0: threads"
+    )
     spares: int = Field(0, ge=0, le=8, description="agent processes that wait, ready, to take a lost rank's place")
     max_restarts: int = Field(5, ge=0, description="how often the launcher starts a rank again within ten minutes")
 

@@ -180,6 +180,7 @@ class Ready(Message, tag="ready", frozen=True, kw_only=True):
 
     Attributes:
         plane: the name of the memory that it shares for its results; "" where it could not open the orchestrator's.
+        blobs: whether it has a blob store.
     """
 
     group: GroupId
@@ -188,6 +189,7 @@ class Ready(Message, tag="ready", frozen=True, kw_only=True):
     agent: Identifier
     graphs: tuple[GraphInfo, ...]
     plane: str = ""
+    blobs: bool = False
 
 
 class LoadFailed(Message, tag="load_failed", frozen=True, kw_only=True):
@@ -332,6 +334,7 @@ class Form(Message, tag="form", frozen=True, kw_only=True):
         heartbeat_seconds: how often to send a `Heartbeat`.
         plane: the name of the memory that the orchestrator shares with ranks of its own host; "" for none.
         plane_bytes: how much a rank is to share for its results.
+        inline_limit: largest tensor in a message, in bytes, for a rank with a blob store; 0: the orchestrator has none.
     """
 
     group: GroupId
@@ -351,6 +354,7 @@ class Form(Message, tag="form", frozen=True, kw_only=True):
     heartbeat_seconds: float = 2.0
     plane: str = ""
     plane_bytes: Count = 0
+    inline_limit: Count = 0
 
 
 class Drain(Message, tag="drain", frozen=True, kw_only=True):

@@ -33,7 +33,7 @@ class Column(Part, frozen=True, kw_only=True):
 
     Attributes:
         index: which input or output.
-        tensors: those that go with the message.
+        tensors: those that go with the message, or by reference to the blob store.
         placed: those in shared memory; a column has one or the other.
     """
 

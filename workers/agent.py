@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ from ..schemas.tensors import Tensor, from_array, to_array
 from .agent_link import AgentLink
 from .executor import Executor
 from .lockstep import Step
+from .rank_blobs import RankBlobs
 from .repeating import repeat
 
 __all__ = ["RESTART", "Agent", "AgentConfig", "Alive"]
@@ -116,6 +117,7 @@ class Agent:
         self._peers: tuple[int, ...] = ()
         self._epoch = 0
         self._ending = False
+        self._blobs = RankBlobs(None)
 
     def run(self) -> None:
         """Serves as its rank.
@@ -123,6 +125,7 @@ class Agent:
         Raises:
             OperatorError: a model file cannot be used, the broker cannot be reached, or the orchestrator refused it.
         """
+        self._blobs = RankBlobs(self._config.settings.blobs())
         graphs = self._executor.inspect(self._config.files)
         shm = self._offers_shm(graphs)
         link = AgentLink(self._config, graphs, self, scheduler=self._scheduler, device=self._executor.device, shm=shm)
@@ -192,7 +195,7 @@ class Agent:
             elif isinstance(work, Form):
                 self._form(link, work)
             else:
-                link.reply(self._run(work))
+                link.reply(self._run(work), self._blobs)
 
     def _form(self, link: AgentLink, form: Form) -> None:
         config = self._config
@@ -203,6 +206,7 @@ class Agent:
         log.info("loading for epoch %d, communication %s", form.epoch, form.communication, extra={"epoch": form.epoch})
         try:
             self._peers = form.peers
+            self._blobs.form(form)
             place, size = form.peers.index(config.rank), len(form.peers)
             if form.communication == "mccl" and place == 0:
                 self._start_scheduler(form.scheduler, size)
@@ -223,7 +227,16 @@ class Agent:
             else:
                 self._load_failed(link, form, error)
             return
-        link.ready(Ready(group=config.group, epoch=form.epoch, rank=config.rank, agent=config.agent, graphs=graphs))
+        link.ready(
+            Ready(
+                group=config.group,
+                epoch=form.epoch,
+                rank=config.rank,
+                agent=config.agent,
+                graphs=graphs,
+                blobs=self._blobs.there,
+            )
+        )
 
     def _load_failed(self, link: AgentLink, form: Form, error: RankmqError) -> None:
         config = self._config
@@ -243,6 +256,7 @@ class Agent:
         results: list[list[np.ndarray[Any, Any]]] = []
         try:
             self._executor.begin_step(job.step.step)
+            job = replace(job, step=self._blobs.filled(job.step))
             if isinstance(job.step.work, Repeat):
                 outputs, turns = self._repeat(job, job.step.work)
             elif job.step.work.stacked:

@@ -35,6 +35,7 @@ from ..schemas.messages import (
     Welcome,
 )
 from .lockstep import LockstepGuard, Step
+from .rank_blobs import RankBlobs
 from .rank_plane import RankPlane
 
 if TYPE_CHECKING:
@@ -152,11 +153,10 @@ class AgentLink:
         """Says that the rank cannot load."""
         self._on_loop(lambda: self._say(topology.CONTROL, message))
 
-    def reply(self, message: RankReply) -> None:
+    def reply(self, message: RankReply, blobs: RankBlobs) -> None:
         """Sends what a step gave; called by the thread that computes."""
         plane = self._plane
-        if plane is not None:
-            message = plane.placed(message)
+        message = blobs.written(message if plane is None else plane.placed(message))
         body = codec.encode(message)
         if len(body) + _OVERHEAD > self._max_message:
             error = LimitExceeded(f"outputs of {len(body)} bytes: the broker takes {self._max_message}")

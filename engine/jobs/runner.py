@@ -133,6 +133,8 @@ class Runner:
         spec = self._desk.spec
         until = time.monotonic() + patience
         while True:
+            # Before it is open: the first replies come with the broker's word that they will.
+            self._answers, self._tag, self._fault = [], 0, None
             try:
                 return await JobLine.open(
                     self._address,
@@ -150,7 +152,6 @@ class Runner:
     # ------------------------------------------------------------------------------------------------ one connection
 
     async def _converse(self, line: JobLine) -> Ending:
-        self._answers, self._tag, self._fault = [], 0, None
         line.when_ended(self._news.set)
         self._window.paused(time.monotonic())
         await self._take_what_waits(line)

@@ -90,6 +90,12 @@ class Battle:
         self.runner.process.wait(10)
         self.run("resume", self.out)
 
+    def close(self) -> None:
+        """Leave no runner behind."""
+        if self.runner is not None and self.runner.process.poll() is None:
+            self.runner.process.kill()
+            self.runner.process.wait(10)
+
     def fight(self, count: int) -> None:
         """Runs a job that was begun to its end, with two kills of a rank and one of each of the others."""
         kills: list[Callable[[], Any]] = [

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ def test_a_job_outlives_whatever_is_killed(tmp_path: Path) -> None:
     ):
         system.wait_ready()
         battle = Battle(broker, system, tmp_path, tmp_path / "out")
-        with battle.run("run", *job, battle.out):
+        with closing(battle):
+            battle.run("run", *job, battle.out)
             battle.fight(COUNT)
         undisturbed = rankmq("job", "run", *job, tmp_path / "calm", broker_url=system.url)
         assert undisturbed.returncode == 0, undisturbed.stderr

@@ -236,6 +236,9 @@ class World:
     def plane(self) -> None:
         return None
 
+    def blobs(self) -> None:
+        return None
+
     def wake_at(self, when: float) -> None:
         assert when > self.clock()
         self.wakes = min(when, self.wakes)

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from rankmq.engine.runs import RunContext, ThreadCaller
+from rankmq.engine.run_ports import RunContext
+from rankmq.engine.thread_caller import ThreadCaller
 from rankmq.engine.waits import Waits
 from rankmq.schemas.errors import ConnectionLost, InternalError
 
