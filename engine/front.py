@@ -8,15 +8,17 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from ..schemas.errors import ConnectionLost, RankmqError
 from ..schemas.messages import Answered
 from . import topology
 from .answer_log import AnswerLog
+from .carriers import Pipelines
 from .confirms import Outcome
 from .connection import Channel, Properties
 from .dead_headers import deaths_of, headers_of
@@ -45,7 +47,7 @@ class Pools:
     """
 
     stages: ThreadPoolExecutor
-    pipelines: ThreadPoolExecutor
+    pipelines: Pipelines
     blobs: ThreadPoolExecutor
     processes: StageProcesses | None = None
 
@@ -263,20 +265,20 @@ class Front(ServicePorts):
         """Runs `work` on a thread for the functions of methods, then `done` with its result on the loop."""
         self._in(self._pools.stages, work, done)
 
-    def in_pipeline_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """The same on a thread for pipelines."""
-        self._in(self._pools.pipelines, work, done)
+    def in_pipeline_pool(self, kind: Hashable, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """The same where pipelines run."""
+        self._pools.pipelines.submit(kind, partial(self._work, work, done))
 
     def in_blob_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """The same on a thread that may wait for the blob store."""
         self._in(self._pools.blobs, work, done)
 
     def _in(self, pool: ThreadPoolExecutor, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        def run() -> None:
-            result = work()
-            self.on_loop(lambda: done(result))
+        pool.submit(self._work, work, done).add_done_callback(_report)
 
-        pool.submit(run).add_done_callback(_report)
+    def _work(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        result = work()
+        self.on_loop(lambda: done(result))
 
     def on_loop(self, work: Callable[[], None]) -> None:
         """Runs `work` on the loop; may be called from any thread."""

@@ -16,6 +16,7 @@ from ..schemas.errors import AlreadyRunning, BrokerUnavailable, ConnectionLost
 from . import signals
 from .answers import Answers
 from .blob_keeper import BlobKeeper
+from .carriers import Pipelines
 from .catalog import Catalog
 from .connection import Connection
 from .front import Pools
@@ -176,7 +177,7 @@ class _Pools:
         self.pools = Pools(
             # A thread waits for each process that works.
             stages=ThreadPoolExecutor(max(settings.stage_threads, count), "stage"),
-            pipelines=ThreadPoolExecutor(settings.pipeline_threads, "pipeline"),
+            pipelines=Pipelines(settings.pipeline_threads),
             blobs=ThreadPoolExecutor(_BLOB_THREADS, "blobs"),
             processes=StageProcesses(count, catalog, settings.log_level) if count else None,
         )
@@ -188,5 +189,5 @@ class _Pools:
         if self.pools.processes is not None:
             self.pools.processes.close()
         self.pools.stages.shutdown(wait=False, cancel_futures=True)
-        self.pools.pipelines.shutdown(wait=False, cancel_futures=True)
+        self.pools.pipelines.close()
         self.pools.blobs.shutdown(wait=False, cancel_futures=True)

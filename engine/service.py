@@ -314,7 +314,8 @@ class Service:
             MethodRun(self._calls, own, entry, [row], lambda results: ran(results[0])).start()
         else:
             caller = ThreadCaller(self._calls, own)
-            self._ports.in_pipeline_pool(lambda: run_pipeline(entry, row, caller), ran)
+            kind = f"{own.servable.name}.{entry.name}"
+            self._ports.in_pipeline_pool(kind, lambda: run_pipeline(entry, row, caller), ran)
 
     def _settler(self, open_: OpenRequest, places: Sequence[int]) -> Done:
         def done(results: list[RowResult]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from .answering import AnswerPorts
@@ -18,8 +18,14 @@ class ServicePorts(AnswerPorts, PartPorts, CallPorts, Protocol):
     def request_ended(self) -> None:
         """A request has its terminal outcome, or the broker has it back."""
 
-    def in_pipeline_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Runs `work` on a thread for pipelines, then `done` with its result on the loop."""
+    def in_pipeline_pool(self, kind: Hashable, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Runs `work` where pipelines run, then `done` with its result on the loop.
+
+        Args:
+            kind: what it has in common with others that are as quick or slow.
+            work: must not raise.
+            done: called on the loop.
+        """
 
     def wake_at(self, when: float) -> None:
         """Has `Service.tick` called at a time of the monotonic clock."""

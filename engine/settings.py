@@ -83,7 +83,12 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(1.0, gt=0, description="how often an agent says that it lives")
     heartbeats_missed: int = Field(5, ge=2, description="how many may be missed before a rank counts as lost")
     drain_timeout: float = Field(30.0, ge=0, description="seconds that what runs may take to finish on stop")
-    pipeline_threads: int = Field(64, ge=1, le=4096, description="pipelines that run at once")
+    pipeline_threads: int = Field(
+        64,
+        ge=1,
+        le=4096,
+        description="threads for pipelines that compute or sleep for long, and so need one each",
+    )
     stage_threads: int = Field(4, ge=1, le=256, description="threads for the Python functions of methods")
     num_parallel_workers: int = Field(
         0, ge=0, le=256, description="processes for the Python functions of methods, where they are heavy; 0: threads"

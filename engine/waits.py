@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..schemas.errors import GroupUnavailable, RankmqError
+from .carriers import Seat, current_seat
 from .ticket import RowResult
 
 __all__ = ["Wait", "Waits"]
@@ -17,29 +18,45 @@ _LONGEST_SECONDS = 3600.0
 
 
 class Wait:
-    """One thread's wait; it does what it is asked to meanwhile."""
+    """One wait; whoever waits does what it is asked to meanwhile. It holds the thread, unless that carries others."""
 
     def __init__(self) -> None:
         self._news: queue.SimpleQueue[Callable[[], None] | RowResult] = queue.SimpleQueue()
+        self._seat = current_seat()
 
     def end(self, result: RowResult) -> None:
         """Ends the wait with a result; may be called from any thread."""
-        self._news.put(result)
+        self._put(result)
 
     def help_out(self, work: Callable[[], None]) -> None:
         """Has the thread that waits run something; may be called from any thread."""
-        self._news.put(work)
+        self._put(work)
+
+    def _put(self, news: Callable[[], None] | RowResult) -> None:
+        self._news.put(news)
+        if self._seat is not None:
+            self._seat.wake()
 
     def result(self) -> RowResult:
         """Waits, on the thread that made it."""
         while True:
             try:
-                news = self._news.get(timeout=_LONGEST_SECONDS)
+                news = self._next(self._seat)
             except queue.Empty:
                 return GroupUnavailable(f"no answer within {_LONGEST_SECONDS:g} s")
             if isinstance(news, RankmqError | tuple):
                 return news
             news()
+
+    def _next(self, seat: Seat | None) -> Callable[[], None] | RowResult:
+        if seat is None:
+            return self._news.get(timeout=_LONGEST_SECONDS)
+        while True:
+            try:
+                return self._news.get_nowait()
+            except queue.Empty:
+                if not seat.leave(_LONGEST_SECONDS):
+                    raise
 
 
 class Waits:

@@ -131,7 +131,7 @@ class JobLine:
         properties = delivery.properties
         key = key_of(self._job, properties.correlation_id)
         if key is None:
-            log.warning("a reply to nothing that the job has asked: %r", properties.correlation_id)
+            log.debug("a reply to nothing that the job has asked: %r", properties.correlation_id)
             key = Key(-1, -1)
         kind = properties.content_type if isinstance(properties.content_type, str) else ""
         self._on_answer(Answer(key, delivery.body, kind or codec.MSGPACK), delivery.tag)

@@ -11,6 +11,7 @@ __all__ = ["Again", "Outcome", "outcome_of"]
 
 _AGAIN: Mapping[str, int] = {
     "temporary_failure": 3,
+    "blob_unavailable": 3,
     "group_unavailable": 3,
     "session_lost": 3,
     "collective_failed": 3,

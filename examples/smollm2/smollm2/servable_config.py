@@ -128,7 +128,7 @@ def start_completion(body):
     return inputs_of(messages, options)
 
 
-# ------------------------------------------------------------------------------------------------------ what is answered
+# --------------------------------------------------------------------------------------------------- what is answered
 
 
 def text_of(tokens):
@@ -162,9 +162,7 @@ def completion_of(first, rest, length):
 def generate(inputs):
     """The prompt once, then a loop on the ranks: the token that comes out goes in again, at the next position."""
     tokens, positions, length, temperature, top_k, top_p, seed, further = inputs
-    first = register.call_servable(
-        tokens, positions, length, temperature, top_k, top_p, seed, subgraph=PREFILL
-    )
+    first = register.call_servable(tokens, positions, length, temperature, top_k, top_p, seed, subgraph=PREFILL)
     further = register.call_postprocess(further_turns, first, further)
     rest = register.repeat(
         first,

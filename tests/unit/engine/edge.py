@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from rankmq.engine.answers import Answers
+from rankmq.engine.carriers import Pipelines
 from rankmq.engine.catalog import Catalog
 from rankmq.engine.confirms import Outcome
 from rankmq.engine.connection import Properties
@@ -136,7 +137,7 @@ class Edge:
         self.busy = 0
         self.lock = threading.Lock()
         self.stages = ThreadPoolExecutor(stage_threads)
-        self.pipelines = ThreadPoolExecutor(8)
+        self.pipelines = Pipelines(8)
         self.fates: dict[int, Fate] = {}
         self.ended = 0
         self.outcomes: deque[Outcome] = deque()
@@ -167,7 +168,7 @@ class Edge:
     def close(self) -> None:
         self.service.close(RankmqError("the test is over"))
         self.stages.shutdown()
-        self.pipelines.shutdown()
+        self.pipelines.close()
 
     # ------------------------------------------------------------------------------------------------ ServicePorts
 
@@ -238,12 +239,14 @@ class Edge:
         if self.pool == "inline":
             done(work())
         else:
-            self._on_thread(self.stages, work, done)
+            self._on_thread(self.stages.submit, work, done)
 
-    def in_pipeline_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        self._on_thread(self.pipelines, work, done)
+    def in_pipeline_pool(self, kind: Hashable, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        self._on_thread(partial(self.pipelines.submit, kind), work, done)
 
-    def _on_thread(self, pool: ThreadPoolExecutor, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+    def _on_thread(
+        self, submit: Callable[[Callable[[], None]], Any], work: Callable[[], Any], done: Callable[[Any], None]
+    ) -> None:
         with self.lock:
             self.busy += 1
 
@@ -258,7 +261,7 @@ class Edge:
                 with self.lock:
                     self.busy -= 1  # after its news is there: `run` ends when nobody is busy and there is none
 
-        pool.submit(run)
+        submit(run)
 
     def on_loop(self, work: Callable[[], None]) -> None:
         self.news.put(work)

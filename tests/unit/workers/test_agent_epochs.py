@@ -93,7 +93,7 @@ def computed(executor: Executor, say: Any) -> tuple[list[int], list[tuple[int, i
     agent, ready, replies = Agent(config, executor), [], []
     link = SimpleNamespace(
         ready=lambda message: ready.append(message.epoch),
-        reply=lambda message: replies.append((message.epoch, message.step)),
+        reply=lambda message, _: replies.append((message.epoch, message.step)),
         load_failed=lambda message: executor.failed_epochs.append(message.epoch),
     )
     talker = threading.Thread(target=say, args=(agent,))
@@ -116,7 +116,7 @@ def test_what_waits_of_the_last_epoch_is_left() -> None:
     replies: list[tuple[int, int]] = []
     agent._compute(
         SimpleNamespace(
-            ready=lambda message: None, reply=lambda it: replies.append((it.epoch, it.step)), load_failed=print
+            ready=lambda message: None, reply=lambda it, _: replies.append((it.epoch, it.step)), load_failed=print
         )
     )
     assert executor.done == ["segment-2", 0]
