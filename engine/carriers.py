@@ -2,7 +2,7 @@
 
 Each runs in a greenlet, a stack of its own within the thread, which is left at a call into the engine and entered
 again with its answer. What is no call into the engine, as a sleep or a computation, holds up whoever shares the thread.
-So a pipeline that is found to do that for long has threads of its own from then on.
+So each pipeline has threads of its own until it was seen to be quick a few times, and once it was found to be slow.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 from greenlet import getcurrent, greenlet
 
-__all__ = ["Pipelines", "Seat", "current_seat"]
+__all__ = ["Pipelines", "Seat", "current_seat", "waiting"]
 
 log = logging.getLogger(__name__)
 
 _CARRIERS = 4
 _LONG_SECONDS = 0.1
 """What a pipeline may take at a time without a call into the engine, before it gets threads of its own."""
+
+_PROOFS = 3
+"""How often it must have been quick before it shares a thread."""
 
 _LOOK_SECONDS = 30.0
 _here = threading.local()
@@ -66,6 +71,36 @@ class Seat:
         if self._away:
             self._away = False
             self._carrier.entered(self, self._ride)
+
+
+class _Stretch:
+    """How long what has a thread for itself takes at a time."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._since = time.monotonic()
+
+    def ends(self) -> None:
+        """It calls into the engine, or is done."""
+        self.longest = max(self.longest, time.monotonic() - self._since)
+
+    def begins(self) -> None:
+        """It has its answer."""
+        self._since = time.monotonic()
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Within the block a thread waits for the engine."""
+    stretch: _Stretch | None = getattr(_here, "stretch", None)
+    if stretch is None:
+        yield
+        return
+    stretch.ends()
+    try:
+        yield
+    finally:
+        stretch.begins()
 
 
 def current_seat() -> Seat | None:
@@ -154,6 +189,7 @@ class Pipelines:
         self._own = ThreadPoolExecutor(threads, "pipeline")
         self._carriers: list[_Carrier] = []
         self._slow: set[Hashable] = set()
+        self._quick: Counter[Hashable] = Counter()
 
     def submit(self, kind: Hashable, work: Callable[[], None]) -> None:
         """Runs something; called by one thread only.
@@ -162,8 +198,8 @@ class Pipelines:
             kind: what it has in common with others that are as quick or slow.
             work: must not raise.
         """
-        if kind in self._slow:
-            self._own.submit(work).add_done_callback(_report)
+        if kind in self._slow or self._quick[kind] < _PROOFS:
+            self._own.submit(self._alone, kind, work).add_done_callback(_report)
             return
         now = time.monotonic()
         free = [it for it in self._carriers if not it.is_stuck(now)]
@@ -171,14 +207,24 @@ class Pipelines:
             free.append(_Carrier(f"pipelines-{len(self._carriers)}", self._found_slow))
             self._carriers.append(free[-1])
         if free:
-            min(free, key=lambda it: it.rides).start(kind, work)
+            min(free, key=lambda it: (it.busy_since > 0, it.rides)).start(kind, work)
         else:  # whatever it is that holds them up
-            self._own.submit(work).add_done_callback(_report)
+            self._own.submit(self._alone, kind, work).add_done_callback(_report)
+
+    def _alone(self, kind: Hashable, work: Callable[[], None]) -> None:
+        """Runs something on a thread of its own, and sees whether it needs one."""
+        stretch = _here.stretch = _Stretch()
+        work()
+        stretch.ends()
+        if stretch.longest > _LONG_SECONDS:
+            self._found_slow(kind, stretch.longest)
+        else:
+            self._quick[kind] += 1
 
     def _found_slow(self, kind: Hashable, seconds: float) -> None:
         if kind not in self._slow:
             self._slow.add(kind)
-            log.info("pipeline %s took %.0f ms at once: it has threads of its own from now on", kind, seconds * 1e3)
+            log.info("pipeline %s took %.0f ms at a time: it has threads of its own", kind, seconds * 1e3)
 
     def close(self) -> None:
         """Ends the threads, when what they run has let go of them."""

@@ -16,6 +16,7 @@ from .dead_letters import DeadLetter, Wanted
 from .dead_queue import DeadQueue, Held, queue_exists
 from .dead_replay import Replay, replay_of
 from .delivery import Delivery
+from .references import names_in
 
 __all__ = ["Stayed", "Tally", "look", "purge", "replay"]
 
@@ -42,6 +43,7 @@ class Tally:
         meant: letters that were meant.
         done: letters with which it was done.
         stayed: those with which it could not be, by the reason.
+        blobs: the names of the blobs of those that were thrown away.
     """
 
     total: int = 0
@@ -49,6 +51,7 @@ class Tally:
     meant: int = 0
     done: int = 0
     stayed: dict[str, Stayed] = field(default_factory=dict)
+    blobs: list[str] = field(default_factory=list)
 
     def stay(self, letter: DeadLetter, reason: str) -> None:
         """A letter stays."""
@@ -112,6 +115,7 @@ async def purge(connection: Connection, wanted: Wanted, *, most: int = 0) -> Tal
                 tally.meant += 1
                 if not most or tally.done < most:
                     tally.done += 1
+                    tally.blobs += names_in(held.delivery.body)
                     queue.done(held)
     return tally
 

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
         64,
         ge=1,
         le=4096,
-        description="threads for pipelines that compute or sleep for long, and so need one each",
+        description="threads for pipelines that need one each: new ones, and those that compute for long",
     )
     stage_threads: int = Field(4, ge=1, le=256, description="threads for the Python functions of methods")
     num_parallel_workers: int = Field(

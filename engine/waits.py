@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..schemas.errors import GroupUnavailable, RankmqError
-from .carriers import Seat, current_seat
+from .carriers import Seat, current_seat, waiting
 from .ticket import RowResult
 
 __all__ = ["Wait", "Waits"]
@@ -50,7 +50,8 @@ class Wait:
 
     def _next(self, seat: Seat | None) -> Callable[[], None] | RowResult:
         if seat is None:
-            return self._news.get(timeout=_LONGEST_SECONDS)
+            with waiting():
+                return self._news.get(timeout=_LONGEST_SECONDS)
         while True:
             try:
                 return self._news.get_nowait()

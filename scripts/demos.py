@@ -122,5 +122,5 @@ class ConversationDemo(ExampleDemo):
 
         if self._known and "Paris" not in str(self._answer["text"]):
             raise OperatorError(f"this is no right answer; if other graphs are in {example / 'model'}, remove it")
-        count, asked = int(self._answer["completion_tokens"]), int(self._answer["prompt_tokens"])
+        count, asked = self._answer["tokens"].size, int(self._answer["prompt_tokens"])
         return f"{asked} tokens in, {count} out, by eight ranks."

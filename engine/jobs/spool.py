@@ -95,4 +95,6 @@ class Spool:
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

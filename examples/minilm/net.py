@@ -13,8 +13,8 @@ from mindspore.nn import Cell
 
 HIDDEN = -1e9  # is added to the scores of positions after the end of a text
 
-# GELU is x (1 + erf(x / sqrt 2)) / 2, and MindSpore's erf takes four times as long as the matrix product before it. What
-# is done instead is x (1 + tanh(x P(x^2))) / 2, where P is fitted so that nothing is off by more than 3.1e-6.
+# GELU is x (1 + erf(x / sqrt 2)) / 2, and MindSpore's erf takes four times as long as the matrix product before it.
+# What is done instead is x (1 + tanh(x P(x^2))) / 2, where P is fitted so that nothing is off by more than 3.1e-6.
 P = (0.7978281168132739, 0.03646882245730816, -0.0001248755637268147, -3.0578868056084896e-05, 1.1189820962654079e-06)
 FITTED = 20.0  # up to this x^2; from there on the tangent is 1 anyway
 

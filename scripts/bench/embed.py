@@ -1,7 +1,7 @@
 """Sentences a second of the MiniLM example through the queue, against the same ranks driven directly.
 
-Both sides embed the same sentences in batches of the same size. Directly each rank has its part of all batches, tokenised
-and padded, before the clock starts, and waits for no other; through the queue text goes in, and vectors come out.
+Both sides embed the same sentences, in batches of as many rows at most. Directly each rank has its part of all batches,
+tokenised and padded, before the clock starts, and waits for no other. Through the queue text goes in, vectors come out.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ def replay(
         raise typer.Exit(_STAYED)
 
 
-@with_settings("operator", quiet=True)
+@with_settings("operator", quiet=True, blobs=True)
 def purge(
     settings: Settings,
     ids: _Ids = None,
@@ -254,10 +254,11 @@ def purge(
     yes: _Yes = False,
     as_json: _Json = False,
 ) -> None:
-    """Throw dead letters away, for good."""
+    """Throw dead letters away, for good; with a blob store their blobs too."""
     from ...engine.dead_work import look
     from ...engine.dead_work import purge as throw_away
 
+    store = settings.blobs()
     wanted = _wanted(ids, servable, code, reason, older, newer)
     most = limit if dry_run or yes else _agreed(settings, wanted, limit, "Throw {} away for good?")
     if most is None:
@@ -268,6 +269,8 @@ def purge(
             look(connection, wanted, most=most) if dry_run else throw_away(connection, wanted, most=most)
         ),
     )
+    if store is not None:
+        store.delete(tally.blobs)
     _say_done(tally, "thrown away", dry_run=dry_run, as_json=as_json)
 
 

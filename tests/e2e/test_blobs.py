@@ -14,7 +14,11 @@ from pathlib import Path
 import numpy as np
 import pika
 import pytest
+from rankmq.engine.blobs import BlobStore
+from rankmq.schemas.codec import encode_request
 from rankmq.schemas.errors import BlobMissing, BlobUnavailable
+from rankmq.schemas.messages import Request
+from rankmq.schemas.tensors import from_array
 from rankmq.workers.broker import PrivateBroker
 
 from tests.e2e.cli import rankmq
@@ -251,6 +255,23 @@ def test_from_a_shell(system, store, tmp_path):
     assert told.returncode == 0, told.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["y"], -np.arange(40_000, dtype=np.float32))
     emptied(store)
+
+
+def test_a_dead_letter_keeps_its_blobs_until_it_is_thrown_away(system, store):
+    x = np.arange(30_000, dtype=np.float64)  # which the graph does not take
+    blobs = BlobStore(f"file://{store}")
+    request = Request(servable="blobs", method="minus", instances=[{"x": blobs.put(from_array(x))}])
+    connection = pika.BlockingConnection(pika.URLParameters(system.url))
+    properties = pika.BasicProperties(content_type="application/msgpack", message_id="dead")
+    connection.channel().basic_publish("rankmq.requests", "blobs", encode_request(request), properties)
+    connection.close()
+    wait_until(lambda: "dead" in rankmq("dead", "list", "--broker-url", system.url).stdout, "a dead letter", every=0.2)
+    shown = rankmq("dead", "show", "dead", "--broker-url", system.url)
+    assert shown.returncode == 0, shown.stderr
+    assert names(store)[0] in shown.stdout.replace("\n", "")
+    told = rankmq("dead", "purge", "dead", "--yes", "--broker-url", system.url, "--blob-store", store)
+    assert told.returncode == 0, told.stderr
+    assert names(store) == []
 
 
 def test_a_request_with_blobs_survives_its_orchestrator(start: Start, tmp_path):

@@ -134,9 +134,9 @@ def test_what_is_no_text_is_refused_by_itself(system: System, value: Any) -> Non
 def test_the_search_finds_what_is_meant(system: System, tmp_path: Path) -> None:
     sentences = ["Cats sleep for most of the day.", "The bank raised its interest rate.", "Rain is expected tonight."]
     (tmp_path / "sentences.txt").write_text("\n".join(sentences * 30))
+    command = [sys.executable, "search.py", "--file", str(tmp_path / "sentences.txt"), "--count", "1"]
     done = subprocess.run(
-        [sys.executable, "search.py", "--file", str(tmp_path / "sentences.txt"), "--count", "1"]
-        + ["Do I need an umbrella?", "What do loans cost?"],
+        [*command, "Do I need an umbrella?", "What do loans cost?"],
         cwd=EXAMPLE,
         env=environment(broker_url=system.url),
         capture_output=True,

@@ -149,13 +149,14 @@ def so_far(first, rest=()):
 def answer(first, rest, length):
     tokens = [int(first), *(int(token) for token in rest)]
     reason = "stop" if tokens[-1] in ENDS else "length"
-    return text_of(tokens), reason, np.int32(length), np.int32(len(tokens))
+    return text_of(tokens), reason, np.array(tokens, np.int32), np.int32(length)
 
 
 def completion_of(first, rest, length):
-    text, reason, asked, answered = answer(first, rest, length)
+    text, reason, tokens, asked = answer(first, rest, length)
+    asked, answered = int(asked), len(tokens)
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
-    usage = {"prompt_tokens": int(asked), "completion_tokens": int(answered), "total_tokens": int(asked + answered)}
+    usage = {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
     return json.dumps({"object": "chat.completion", "model": "smollm2", "choices": [choice], "usage": usage})
 
 
@@ -184,12 +185,12 @@ def generate(inputs):
     return first, rest, length
 
 
-@register.register_method(output_names=["text", "finish_reason", "prompt_tokens", "completion_tokens"])
+@register.register_method(output_names=["text", "finish_reason", "tokens", "prompt_tokens"])
 def chat(prompt, options):
     """An answer to a question, or to a conversation: a list of messages, as JSON."""
     inputs = register.add_stage(start, prompt, options, outputs_count=8)
-    text, reason, asked, answered = register.call_postprocess(answer, *generate(inputs))
-    return text, reason, asked, answered
+    text, reason, tokens, asked = register.call_postprocess(answer, *generate(inputs))
+    return text, reason, tokens, asked
 
 
 @register.register_method(output_names=["body"])

@@ -20,7 +20,16 @@ PATIENCE = 20.0
 
 @pytest.fixture
 def pipelines() -> Iterator[Pipelines]:
+    """Where what is called quick was quick before."""
     found = Pipelines(4)
+    for _ in range(carriers._PROOFS):
+        done = threading.Event()
+        found.submit("quick", done.set)
+        assert done.wait(PATIENCE)
+    until = time.monotonic() + PATIENCE
+    while found._quick["quick"] < carriers._PROOFS:
+        assert time.monotonic() < until
+        time.sleep(0.001)
     yield found
     found.close()
 
@@ -75,33 +84,76 @@ def test_an_answer_that_is_there_before_it_is_waited_for(pipelines):
     assert [found.get(timeout=PATIENCE) for _ in range(3)] == ["helped", 7, 8]
 
 
-def test_what_takes_long_holds_up_others_once(pipelines):
+def test_what_takes_long_has_threads_of_its_own(pipelines):
     release, began = threading.Event(), queue.SimpleQueue()
 
     def blocks() -> None:
         began.put(threading.get_ident())
         release.wait(PATIENCE)
 
+    def ends() -> None:
+        release.set()
+        until = time.monotonic() + PATIENCE
+        while "slow" not in pipelines._slow:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        release.clear()
+
     pipelines.submit("slow", blocks)
     began.get(timeout=PATIENCE)
-    time.sleep(2 * carriers._LONG_SECONDS)  # until it can be seen that it is stuck
+    time.sleep(2 * carriers._LONG_SECONDS)
+    ends()
+    for _ in range(carriers._PROOFS + 1):
+        pipelines.submit("slow", blocks)
+    assert len({began.get(timeout=PATIENCE) for _ in range(carriers._PROOFS + 1)}) == carriers._PROOFS + 1
+    release.set()
+
+
+def test_what_was_quick_and_is_slow_today_holds_up_no_newcomers(pipelines):
+    release, began = threading.Event(), threading.Event()
+
+    def blocks() -> None:
+        began.set()
+        release.wait(PATIENCE)
+
+    pipelines.submit("quick", blocks)
+    assert began.wait(PATIENCE)
     many = Many(pipelines)
     many.start(20)
     for _ in range(20):
         number, wait = many.waiting.get(timeout=PATIENCE)
         wait.end((np.array(number),))
     assert len([many.done.get(timeout=PATIENCE) for _ in range(20)]) == 20
+    time.sleep(2 * carriers._LONG_SECONDS)
     release.set()
     until = time.monotonic() + PATIENCE
-    while "slow" not in pipelines._slow:
+    while "quick" not in pipelines._slow:
         assert time.monotonic() < until
-        time.sleep(0.01)
-    release.clear()
-    for _ in range(4):
-        pipelines.submit("slow", blocks)
-    threads = {began.get(timeout=PATIENCE) for _ in range(4)}
-    assert len(threads) == 4, "each has a thread of its own"
-    release.set()
+        time.sleep(0.001)
+
+
+def test_waiting_for_the_engine_is_not_slow(pipelines):
+    waits: queue.SimpleQueue[Wait] = queue.SimpleQueue()
+    done = threading.Event()
+
+    def pipeline() -> None:
+        for _ in range(2):
+            wait = Wait()
+            waits.put(wait)
+            wait.result()
+        done.set()
+
+    pipelines.submit("patient", pipeline)
+    for _ in range(2):
+        wait = waits.get(timeout=PATIENCE)
+        time.sleep(1.5 * carriers._LONG_SECONDS)
+        wait.end(())
+    assert done.wait(PATIENCE)
+    until = time.monotonic() + PATIENCE
+    while not pipelines._quick["patient"]:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    assert "patient" not in pipelines._slow
 
 
 def test_each_has_its_own_context_variables(pipelines):

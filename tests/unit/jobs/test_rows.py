@@ -1,6 +1,7 @@
 """Rows out of files of each kind: all of them, in order, and the same again from any of them on."""
 
 import io
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def test_rows_come_in_order_and_again_from_each_of_them_on(kind: Callable[[Path]
         rest = list(rows.read(row.position))
         assert [it.position for it in rest] == [it.position for it in found[number:]]
         assert np.array_equal([array_in(it) for it in rest], X[number:])
-    for one, following in zip(found, found[1:], strict=False):
+    for one, following in itertools.pairwise(found):
         assert next(rows.read(one.end)).position == following.position
     assert found[-1].end <= rows.size
     assert list(rows.read(rows.size)) == []
