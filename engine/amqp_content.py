@@ -190,7 +190,6 @@ def publish_frames(
         and it.content_encoding is None
         and it.priority is None
         and it.expiration is None
-        and it.type is None
         and it.user_id is None
         and it.cluster_id is None
     ):
@@ -206,6 +205,7 @@ def publish_frames(
             (0x0200, it.reply_to),
             (0x0080, message_id),
             (0x0040, it.timestamp),
+            (0x0020, it.type),
             (0x0008, it.app_id),
         ):
             if value is None:

@@ -51,6 +51,10 @@ class Outbox:
         self._pieces: list[bytes] = []
         self._size = 0
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to be written."""
+        return bool(self._pieces)
+
     def add(self, piece: bytes) -> bool:
         """Puts a piece behind the others.
 

@@ -8,6 +8,7 @@ and what is unusual, stays with the driver.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -41,6 +42,7 @@ class Shortcuts:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.confirmed: dict[int, Callable[[int, bool, bool], None]] = {}
+        self._writing = threading.Lock()
         self._cutter, self._assembler, self._outbox = FrameCutter(), Assembler(), Outbox()
         super().__init__(*args, **kwargs)
 
@@ -105,20 +107,54 @@ class Shortcuts:
         """As the channel's `basic_ack`."""
         self._output_marshaled_frames((ack_frame(channel.channel_number, tag, multiple=multiple),))
 
+    def publish_from_thread(self, channel: Any, exchange: str, key: str, body: bytes, properties: Any) -> bool:
+        """The same from another thread than the loop's, which need not be woken for it.
+
+        Returns:
+            Whether it was done; if not, it is for the loop's thread.
+        """
+        frames = publish_frames(
+            channel.channel_number,
+            exchange,
+            key,
+            properties,
+            properties.message_id,
+            body,
+            mandatory=False,
+            most=self._body_max_length,
+        )
+        if frames is None:
+            return False
+        piece = b"".join(frames)
+        with self._writing:
+            transport = self._transport
+            if transport is None or type(transport) is not self.plain_transport:
+                return False
+            sent = 0 if self._outbox else self._send_now(transport, piece)
+            if sent < len(piece) and self._outbox.add(piece[sent:]):
+                self.ioloop.call_soon_threadsafe(self._flush)
+        return True
+
     def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
-        for piece in marshaled_frames:
-            self.bytes_sent += len(piece)
-            if self._outbox.add(piece):
-                self.ioloop.call_soon(self._flush)
+        with self._writing:
+            for piece in marshaled_frames:
+                self.bytes_sent += len(piece)
+                if self._outbox.add(piece):
+                    self.ioloop.call_soon(self._flush)
         if self._outbox.is_full:
             self._flush()
 
     def _flush(self) -> None:
-        transport = self._transport
-        for piece in self._outbox.take() if transport is not None else ():
-            sent = 0
-            if type(transport) is self.plain_transport and not transport.get_write_buffer_size():
-                with suppress(OSError):  # which whoever writes the rest meets again
-                    sent = transport._sock.send(piece)
-            if sent < len(piece):
-                transport.write(piece[sent:] if sent else piece)
+        with self._writing:
+            transport = self._transport
+            for piece in self._outbox.take() if transport is not None else ():
+                sent = self._send_now(transport, piece) if type(transport) is self.plain_transport else 0
+                if sent < len(piece):
+                    transport.write(piece[sent:] if sent else piece)
+
+    def _send_now(self, transport: Any, piece: bytes) -> int:
+        """How many bytes the system took; none where the transport has others to write first."""
+        if not transport.get_write_buffer_size():
+            with suppress(OSError):  # which whoever writes the rest meets again
+                return int(transport._sock.send(piece))
+        return 0

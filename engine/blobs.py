@@ -29,6 +29,9 @@ __all__ = ["BlobStore"]
 
 log = logging.getLogger(__name__)
 
+_WITH_FOLDERS = {"file", "local", "memory", "sftp", "ssh", "ftp", "smb", "hdfs", "webdav"}
+"""Where a folder has to be made before anything is in it. Elsewhere that would make buckets, which nobody asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
@@ -37,7 +40,11 @@ class _Opened:
     pid: int
     files: Any
     root: str
-    local: bool
+    protocol: str
+
+    @property
+    def local(self) -> bool:
+        return self.protocol in ("file", "local")
 
     def path(self, name: str) -> str:
         return f"{self.root}/{name}"
@@ -90,7 +97,9 @@ class BlobStore:
     def _write(self, store: _Opened, name: str, data: memoryview | bytes) -> None:
         try:
             store.files.pipe_file(store.path(name), data)
-        except FileNotFoundError:  # of a folder that is not there yet
+        except FileNotFoundError as missing:  # a folder that is not there yet
+            if store.protocol not in _WITH_FOLDERS:
+                raise BlobUnavailable("the blob store cannot be written: there is no such place") from missing
             store.files.makedirs(store.root, exist_ok=True)
             try:
                 store.files.pipe_file(store.path(name), data)
@@ -203,7 +212,7 @@ def _open(url: str) -> _Opened:
         log.debug("the blob store cannot be opened", exc_info=True)
         raise ConfigurationError(f"blob_store: {kind}:// cannot be opened: {_short(error)}") from None
     protocol = files.protocol if isinstance(files.protocol, str) else files.protocol[0]
-    return _Opened(os.getpid(), files, str(root).rstrip("/"), protocol in ("file", "local"))
+    return _Opened(os.getpid(), files, str(root).rstrip("/"), protocol)
 
 
 @contextlib.contextmanager

@@ -266,6 +266,24 @@ class Channel:
         if self._confirms is not None:
             self._confirms.published((exchange, routing_key, message_id), then)
 
+    def publish_from_thread(self, exchange: str, routing_key: str, body: bytes, properties: Any) -> bool:
+        """Publishes from any thread, on a channel without confirms, whose loop need not be woken for it.
+
+        What one thread publishes so stays in its order, as long as it publishes in no other way.
+
+        Args:
+            exchange: where to.
+            routing_key: with which key.
+            body: the message's bytes.
+            properties: its AMQP properties.
+
+        Returns:
+            Whether it was done; if not, as on a closed channel or over TLS, it is for `publish`, on the loop.
+        """
+        if self._confirms is not None or not self._driver.is_open:
+            return False
+        return self._connection.publish_from_thread(self._driver, exchange, routing_key, body, properties)
+
     async def publish_confirmed(
         self, exchange: str, routing_key: str, body: bytes, properties: Any = None, *, timeout: float = _RPC_SECONDS
     ) -> Outcome:

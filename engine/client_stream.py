@@ -7,14 +7,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..schemas import codec
-from ..schemas.errors import RankmqError, ReplyTimeout
+from ..schemas.errors import Cancelled, RankmqError, ReplyTimeout
 from ..schemas.messages import Reply, ReplyPart
 from ..schemas.tensors import to_array
 from .client_book import Book, Pending
@@ -110,12 +110,19 @@ class Stream:
         return result_of(self.reply())
 
     def reply(self) -> Reply:
-        """The reply as it came, errors and statistics included; raises what `Client.request` does."""
+        """The reply as it came, errors and statistics included; raises what `Client.request` does.
+
+        Raises:
+            Cancelled: the stream was given up, here or by somebody else.
+        """
         self._check()
         with self._changed:
             while not self._pending.done():
                 self._wait()
-        return self._pending.result()
+        try:
+            return self._pending.result()
+        except CancelledError:
+            raise Cancelled("it was given up before the answer was there") from None
 
     def cancel(self) -> bool:
         """Gives up waiting and has the engine give up the request, unless the answer is there."""

@@ -147,6 +147,8 @@ def _channel_error(code: int, text: str, method: tuple[int, int] | None) -> Rank
 
 # Of each readable socket pika reads 4 KiB at a time: a call of the loop, and of its parser, for each.
 _AsyncTransportBase._MAX_RECV_BYTES = 128 * 1024
+# And then once more, to be told that there is nothing left.
+_AsyncTransportBase._MAX_CONSUME_BYTES = 1
 
 
 class _Driver(Shortcuts, AsyncioConnection):  # type: ignore[misc]
@@ -315,6 +317,15 @@ class Connection:
             self._open_driver().publish(
                 channel, exchange, key, body, properties or _NONE, message_id, mandatory=mandatory
             )
+
+    def publish_from_thread(self, channel: Any, exchange: str, key: str, body: bytes, properties: Any) -> bool:
+        """Publishes on one of the driver's channels from another thread; for `Channel`.
+
+        Returns:
+            Whether it was done.
+        """
+        driver = self._driver
+        return driver is not None and driver.publish_from_thread(channel, exchange, key, body, properties)
 
     def acknowledge(self, channel: Any, tag: int, *, multiple: bool) -> None:
         """Acknowledges a delivery on one of the driver's channels; for `Channel`."""

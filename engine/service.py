@@ -7,23 +7,20 @@ and then its delivery is acknowledged; or the broker has it back. No I/O of its 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-from ..schemas import codec, plain
+from ..schemas import codec
 from ..schemas.errors import (
     AttemptsExhausted,
     Cancelled,
     DeadlineExceeded,
     RankmqError,
     RequestIdReused,
-    SessionLost,
 )
 from ..schemas.limits import Limits
 from ..schemas.messages import Request
-from . import retry
 from .admission import Admission
 from .answering import Answering
 from .answers import Answers
@@ -32,20 +29,14 @@ from .catalog import Catalog
 from .deadline import Deadlines, seconds_left
 from .delivery import Delivery
 from .driver import GroupDriver
-from .edge_blobs import EdgeBlobs, Fetched, look_up
-from .functions import run_pipeline
-from .instances import arguments_of
+from .edge_blobs import EdgeBlobs
 from .open_request import OpenRequest
-from .parts import InstanceParts, Parts
 from .routes import dropped, lane_of
-from .run_ports import RunContext
-from .runs import MethodRun
 from .servable import Method, Pipeline, Servable
 from .service_ports import ServicePorts
-from .sessions import InstanceSessions
 from .stage_processes import StageProcesses
-from .thread_caller import ThreadCaller
-from .ticket import Done, RowResult
+from .starting import Starting
+from .ticket import RowResult
 from .waits import Waits
 
 __all__ = ["CancelState", "Service", "ServicePorts"]
@@ -92,12 +83,10 @@ class Service:
         processes: StageProcesses | None = None,
     ) -> None:
         self._catalog = catalog
-        self._calls = Calls(catalog, drivers, ports, clock)
         self._ports = ports
         self._clock = clock
         self._wall = wall
         self._limits = limits
-        self._max_attempts = max_attempts
         self._max_deliveries = max_deliveries
         self._waits = Waits()
         self._open: dict[OpenRequest, None] = {}
@@ -106,8 +95,17 @@ class Service:
         self._admitting = False
         self._answers = answers
         self._blobs = blobs
-        self._processes = processes
-        self._max_message = max_message
+        self._starting = Starting(
+            Calls(catalog, drivers, ports, clock),
+            ports,
+            self._settle,
+            self._waits,
+            limits=limits,
+            max_attempts=max_attempts,
+            max_message=max_message,
+            blobs=blobs,
+            processes=processes,
+        )
         self._answering = Answering(ports, clock, wall, answers, max_message, self._ended, blobs)
         self._deadlines: Deadlines[OpenRequest] = Deadlines()
         self._noted: OrderedDict[str, None] = OrderedDict()
@@ -151,8 +149,7 @@ class Service:
         except RankmqError as error:
             self._answering.fail(open_, error)
             return
-        start = partial(self._start, open_, request, servable, entry, lane)
-        open_.start = partial(self._look_up, open_, request, start)
+        open_.start = partial(self._start, open_, request, servable, entry, lane)
         self._admission.put(lane, open_)
         self._admit()
 
@@ -226,103 +223,13 @@ class Service:
         finally:
             self._admitting = False
 
-    def _look_up(self, open_: OpenRequest, request: Request, start: Callable[[Fetched], None]) -> None:
-        """Starts a request, once the inputs that are there by reference have been read."""
+    def _start(
+        self, open_: OpenRequest, request: Request, servable: Servable, entry: Method | Pipeline, lane: str
+    ) -> None:
         try:
-            look_up(self._blobs, open_, request.instances, start)
+            self._starting.start(open_, request, servable, entry, lane)
         except RankmqError as error:
             self._answering.fail(open_, error)
-
-    def _start(
-        self,
-        open_: OpenRequest,
-        request: Request,
-        servable: Servable,
-        entry: Method | Pipeline,
-        lane: str,
-        instances: Fetched,
-    ) -> None:
-        lenient = any(plain.is_untyped(value) for instance in request.instances for value in instance.values())
-        context = open_.context = RunContext(
-            servable,
-            open_.id,
-            lenient,
-            lane=lane,
-            life=open_.life,
-            waits=self._waits,
-            max_attempts=self._max_attempts,
-            processes=self._processes,
-        )
-        open_.output_names = entry.output_names
-        open_.results = [None] * len(request.instances)
-        open_.left = len(request.instances)
-        rows: list[tuple[int, tuple[Any, ...]]] = []
-        refused: list[tuple[int, RankmqError]] = []
-        for index, instance in enumerate(instances):
-            try:
-                if isinstance(instance, RankmqError):
-                    raise instance
-                rows.append((index, arguments_of(instance, entry.input_names, self._limits)))
-            except RankmqError as error:
-                refused.append((index, error))
-        for index, refusal in refused:
-            self._settle(open_, index, refusal)
-        parts: dict[int, InstanceParts] = {}
-        if request.stream and open_.reply_to:
-            parts = Parts(open_, self._ports, self._max_message).instances(index for index, _ in rows)
-        if isinstance(entry, Method) and not servable.slots:
-            if rows:
-                places = [index for index, _ in rows]
-                context = replace(context, parts=tuple(it.begin() for it in parts.values()))
-                MethodRun(self._calls, context, entry, [row for _, row in rows], self._settler(open_, places)).start()
-            return
-        for index, row in rows:
-            self._run(open_, context, entry, index, row, parts.get(index))
-
-    def _run(
-        self,
-        open_: OpenRequest,
-        context: RunContext,
-        entry: Method | Pipeline,
-        index: int,
-        row: tuple[Any, ...],
-        parts: InstanceParts | None,
-        attempt: int = 1,
-    ) -> None:
-        """Runs one instance by itself; where that fails for a reason that passes, once more from its inputs."""
-        if context.life.over is not None:
-            self._settle(open_, index, context.life.over)
-            return
-        sessions = InstanceSessions()
-        senders = () if parts is None else (parts.begin(),)
-        own = replace(context, sessions=sessions, alone=1 < attempt == self._max_attempts, parts=senders)
-
-        def ran(result: RowResult) -> None:
-            blameless = isinstance(result, SessionLost) and not sessions.suspect
-            sessions.release()
-            pause = retry.pause_before(result, attempt) if isinstance(result, RankmqError) else None
-            following = attempt if blameless else attempt + 1
-            if not isinstance(result, RankmqError) or pause is None or context.life.over is not None:
-                self._settle(open_, index, result)
-            elif following > self._max_attempts:
-                self._settle(open_, index, retry.given_up(result, attempt))
-            else:
-                again = partial(self._run, open_, context, entry, index, row, parts, following)
-                self._ports.later(pause, again) if pause else again()
-
-        if isinstance(entry, Method):
-            MethodRun(self._calls, own, entry, [row], lambda results: ran(results[0])).start()
-        else:
-            caller = ThreadCaller(self._calls, own)
-            kind = f"{own.servable.name}.{entry.name}"
-            self._ports.in_pipeline_pool(kind, lambda: run_pipeline(entry, row, caller), ran)
-
-    def _settler(self, open_: OpenRequest, places: Sequence[int]) -> Done:
-        def done(results: list[RowResult]) -> None:
-            for place, result in zip(places, results, strict=True):
-                self._settle(open_, place, result)
-
-        return done
 
     def _settle(self, open_: OpenRequest, index: int, result: RowResult) -> None:
         open_.results[index] = result

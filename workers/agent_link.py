@@ -46,6 +46,7 @@ __all__ = ["AgentLink", "RankWork"]
 log = logging.getLogger(__name__)
 
 _REGISTER_AGAIN_SECONDS = 1.0
+_MESSAGE = Properties(content_type=codec.MSGPACK)
 _OVERHEAD = 4096
 
 
@@ -163,12 +164,11 @@ class AgentLink:
             info = ErrorInfo(code=error.code, message=error.message, side=error.side)
             body = codec.encode(structs.replace(message, outputs=(), error=info))
 
-        def send() -> None:
-            if message.epoch == self._epoch:
-                self._step = message.step
-            self._send(self._results, topology.RESULTS, body, None)
-
-        self._on_loop(send)
+        if message.epoch == self._epoch:
+            self._step = message.step
+        results, key = self._results, str(self._config.group)
+        if results is None or not results.publish_from_thread(topology.RESULTS, key, body, _MESSAGE):
+            self._on_loop(lambda: self._send(self._results, topology.RESULTS, body, None))
 
     def _on_loop(self, work: Callable[[], object]) -> None:
         if not self._loop.is_closed():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rankmq.schemas.errors import InvalidInput
 
-from tests.e2e.systems import ROOT, System, Vhosts, environment, running
+from tests.e2e.systems import ROOT, System, Vhosts, environment
 from tests.integration import smollm2_reference as whole
 
 HOW = "not installed: ./scripts/setup smollm2 does it"

@@ -65,7 +65,7 @@ def chosen(scores, position, *, temperature, top_k, top_p, seed):
     likely[top_k:] = 0
     likely /= likely.sum()
     before = np.cumsum(likely) - likely
-    likely[before >= top_p] = 0
+    likely[1:][before[1:] >= top_p] = 0
     return int(best[np.searchsorted(np.cumsum(likely), noise(seed, position) * likely.sum(), side="right")])
 
 

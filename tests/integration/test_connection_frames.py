@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+
 import pytest
 from rankmq.engine.address import BrokerAddress
 from rankmq.engine.confirms import Outcome
@@ -31,3 +34,38 @@ async def test_headers_that_fit_and_headers_that_do_not(broker_url):
             channel.publish("", queue, b"", Properties(headers={"a": ["x" * 1000] * 200}))
         assert channel.is_open
         assert (await channel.depth(queue)).messages == 1
+
+
+@run
+async def test_what_another_thread_publishes_comes_in_its_order(broker_url):
+    """Also when it is more than the socket takes, and while the loop's own thread publishes on another channel."""
+    async with connected(BrokerAddress.parse(broker_url)) as connection:
+        confirmed, channel = await connection.channel(), await connection.channel(confirm=False)
+        queue = await channel.reply_queue()
+        found: dict[bytes, list[int]] = {b"thread": [], b"loop": []}
+        everything = asyncio.get_running_loop().create_future()
+
+        def on_message(delivery):
+            kind, number, _ = delivery.body.split(b" ", 2)
+            found[kind].append(int(number))
+            if len(found[b"thread"]) == 300 and len(found[b"loop"]) == 300 and not everything.done():
+                everything.set_result(None)
+
+        await channel.consume(queue, on_message, no_ack=True)
+        sizes = [random.Random(number).choice([10, 1000, 300_000]) for number in range(300)]
+
+        def publish_all():
+            for number, size in enumerate(sizes):
+                body = b"thread %d " % number + bytes(size)
+                assert channel.publish_from_thread("", queue, body, Properties(content_type="c"))
+
+        thread = asyncio.get_running_loop().run_in_executor(None, publish_all)
+        for number in range(300):
+            confirmed.publish("", queue, b"loop %d " % number + bytes(sizes[number] // 10))
+            await asyncio.sleep(0)
+        await thread
+        await asyncio.wait_for(everything, 60)
+        assert found == {b"thread": list(range(300)), b"loop": list(range(300))}
+        assert not confirmed.publish_from_thread("", queue, b"", Properties()), "confirms are the loop's"
+        await channel.close()
+        assert not channel.publish_from_thread("", queue, b"", Properties())

@@ -89,7 +89,7 @@ def inputs_of(messages, options):
     new = min(number(options, "max_tokens", 128, 1, CONTEXT, whole=True), room)
     temperature = number(options, "temperature", 0, 0, 100)
     top_k = number(options, "top_k", BEST, 1, BEST, whole=True)
-    top_p = number(options, "top_p", 1, 0, 1)
+    top_p = max(number(options, "top_p", 1, 0, 1), 1e-6)  # the likeliest token is always among those to choose from
     seed = number(options, "seed", 0, 0, 2**31 - 1, whole=True)
     if temperature < 1e-3:
         temperature, top_k = 1, 1

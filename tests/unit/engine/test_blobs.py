@@ -187,3 +187,16 @@ def test_a_forked_child_opens_it_anew(tmp_path):
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_no_bucket_is_made(monkeypatch):
+    url = f"memory://{uuid.uuid4().hex}/store"
+    monkeypatch.setattr(MemoryFileSystem, "protocol", "s3")
+    monkeypatch.setattr(MemoryFileSystem, "makedirs", lambda *_, **__: pytest.fail("it makes a bucket"))
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", _missing)
+    with pytest.raises(BlobUnavailable, match="no such place"):
+        BlobStore(url).write(b"abc")
+
+
+def _missing(*_, **__):
+    raise FileNotFoundError(2, "The specified bucket does not exist")

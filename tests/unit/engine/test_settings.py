@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import traceback
+from types import SimpleNamespace
 
 import pytest
 from pydantic import SecretStr, ValidationError
 from rankmq.engine.settings import Settings, load_settings
 from rankmq.schemas.errors import ConfigurationError
+from rankmq.workers.local import LocalEngine
 
 SECRET = "Sesame-4711"
 URL = f"amqp://user:{SECRET}@h/v"
@@ -139,3 +142,20 @@ def test_without_a_broker_it_is_said_what_to_do(tmp_path):
 def test_limits_follow_the_settings():
     limits = load_settings(max_body_bytes=2048, max_instances=3).limits
     assert (limits.body_bytes, limits.instances) == (2048, 3)
+
+
+def test_a_blob_store_is_opened_and_its_url_is_shown_nowhere(tmp_path):
+    assert Settings().blobs() is None
+    assert Settings(blob_store="").blobs() is None
+    settings = Settings(blob_store=f"file://{tmp_path}/store")
+    blob = settings.blobs().write(b"abc")
+    assert (tmp_path / "store" / blob.name).read_bytes() == b"abc"
+    with pytest.raises(ConfigurationError, match="blob_store: nonsense"):
+        Settings(blob_store="nonsense://x").blobs()
+    assert "secret" not in repr(Settings(blob_store="ftp://user:secret@host/x"))
+
+
+def test_the_processes_of_one_machine_are_told_of_the_blob_store():
+    engine = SimpleNamespace(_settings=Settings(blob_store="ftp://user:secret@host/x"), _group="g0", servables=[])
+    told = json.loads(json.dumps(LocalEngine._order(engine, "agents")))
+    assert Settings(**told["settings"]).blob_store.get_secret_value() == "ftp://user:secret@host/x"
