@@ -8,7 +8,10 @@ from dataclasses import dataclass
 __all__ = ["LEAD_SECONDS", "NEVER", "UnderWay", "begins_at"]
 
 LEAD_SECONDS = 0.005
-"""How long before the ranks are done with what they have they are sent more: about what a way to them takes."""
+"""How long before the ranks are done with what they have they are sent more, at least: what a way to them takes."""
+
+_LEAD_SHARE = 0.1
+"""Of what a step is expected to take, which is never quite what it takes."""
 
 NEVER = math.inf
 
@@ -35,9 +38,9 @@ class UnderWay:
 def begins_at(under_way: UnderWay, *, waiting: int, whole: int, wait_until: float, now: float) -> float:
     """When rows that wait are to begin, as it looks now; another row, or a step that ends, may change it.
 
-    Ranks that have nothing to do begin at once. Those that have a step get another as soon as it has as many rows as
-    that one, so that batches do not become smaller and smaller; or just before they are done. Where a step takes less
-    time than the way to the ranks, nothing is gained by sending a small one ahead.
+    Ranks that have nothing to do begin at once. Those that have a step get another just before they are done with it:
+    until then others may come along. Where a step takes less time than the way to the ranks, they get another as soon
+    as it has as many rows as that one, so that batches do not become smaller and smaller.
 
     Args:
         under_way: what the ranks have to go on with.
@@ -53,8 +56,8 @@ def begins_at(under_way: UnderWay, *, waiting: int, whole: int, wait_until: floa
         return now
     if under_way.steps >= _MOST_STEPS:
         return NEVER
-    if under_way.steps == 0 or waiting >= under_way.rows:
+    if under_way.steps == 0:
         return max(now, wait_until)
     if under_way.lasts < LEAD_SECONDS:
-        return NEVER
-    return max(now, wait_until, under_way.ends - LEAD_SECONDS)
+        return max(now, wait_until) if waiting >= under_way.rows else NEVER
+    return max(now, wait_until, under_way.ends - max(LEAD_SECONDS, _LEAD_SHARE * under_way.lasts))

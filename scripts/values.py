@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,10 @@ from ..schemas.plain import tensor_from_json, tensor_to_json
 from ..schemas.tensors import from_array, to_array
 from .report import Usage
 
-__all__ = ["Outputs", "named_value", "read_instances", "write_outputs"]
+if TYPE_CHECKING:
+    from ..engine.client import Part
+
+__all__ = ["Outputs", "named_value", "part_text", "read_instances", "write_outputs"]
 
 Array = np.ndarray[Any, Any]
 Instance = dict[str, Any]
@@ -96,6 +99,13 @@ def json_text(outputs: Outputs, *, as_list: bool) -> str:
         for row in outputs
     ]
     return json.dumps(rows if as_list else rows[0], ensure_ascii=False)
+
+
+def part_text(part: Part) -> str:
+    """A part of an answer as one line of JSON."""
+    outputs = {name: tensor_to_json(from_array(array)) for name, array in part.outputs.items()}
+    fields = {"instance": part.instance, "attempt": part.attempt, "number": part.number, "outputs": outputs}
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def _of_file(name: str, given: str) -> Any:

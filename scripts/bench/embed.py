@@ -22,7 +22,7 @@ from .tools.row import Row, compared
 __all__ = ["BENCHMARK"]
 
 _RANKS = 8
-_SENTENCES = 4096
+_SENTENCES = 2048
 _INSTANCES = 64
 _IN_FLIGHT = 32
 _ROUNDS = 5

@@ -27,7 +27,10 @@ VALUE is JSON, or names a file:
 
     rankmq infer add sum --inputs instances.json --output - | jq .
 
-An .npz file with --inputs has one array per input; a .json file has one instance, {"x": VALUE}, or a list of them. \
+    rankmq infer smollm2 chat -i 'prompt="Who are you?"' -i 'options="{}"' --stream
+
+With --stream, where the servable tells parts of its answer as they are made, each is a line of JSON (to standard error \
+if the outputs do not go to standard output). An .npz file with --inputs has one array per input; a .json file has one instance, {"x": VALUE}, or a list of them. \
 Inputs without a dtype become what the graph takes, where that loses nothing.
 """
 
@@ -87,6 +90,7 @@ def infer(
             show_default=False,
         ),
     ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Show parts of the answer as they are made.")] = False,
 ) -> None:
     """Send one request and show its answer."""
     from ...engine.client import Client
@@ -95,7 +99,7 @@ def infer(
     from ...schemas.errors import InvalidInput
     from ...workers.endpoint import reachable
     from ..report import Usage
-    from ..values import named_value, read_instances
+    from ..values import named_value, part_text, read_instances
 
     if output is not None and output != "-" and Path(output).suffix not in (".json", ".npz"):
         raise Usage(f"--output {output}: a .json or an .npz file, or - for JSON on standard output")
@@ -122,8 +126,15 @@ def infer(
         blob_store=settings.blob_store.get_secret_value() if settings.blob_store is not None else None,
         inline_limit=settings.inline_limit,
     )
+    instances = [{**row, **given} for row in rows]
     with client:
-        reply = client.request([{**row, **given} for row in rows], deadline=deadline, request_id=request_id)
+        if stream:
+            with client.stream(instances, deadline=deadline, request_id=request_id) as parts:
+                for part in parts:
+                    typer.echo(part_text(part), err=output not in (None, "-"))
+                reply = parts.reply()
+        else:
+            reply = client.request(instances, deadline=deadline, request_id=request_id)
     _show(rows_of(reply), reply, output, as_list)
 
 

@@ -22,6 +22,7 @@ distributed.declare_servable(rank_size=2, stage_size=1, with_batch_dim=False)
 
 def note(x):
     print("note: %d" % x[0])  # whatever a servable prints must not get between what a command prints
+    register.send_part(noted=x[0])
     return x
 
 @register.register_method(output_names=["y"])

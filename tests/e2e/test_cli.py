@@ -88,6 +88,18 @@ def test_the_other_servable_in_json(up: Service, state: Path, tmp_path: Path):
     assert "note" not in up.output
 
 
+def test_parts_of_an_answer_are_lines_of_their_own(up: Service, state: Path, tmp_path: Path):
+    ask = ("infer", "small", "double", "-i", "x=[7,8,9]", "--state", state, "--stream")
+    part = {"instance": 0, "attempt": 1, "number": 0, "outputs": {"noted": {"dtype": "int32", "shape": [], "data": 7}}}
+    done = rankmq(*ask, "-o", "-")
+    first, last = done.stdout.splitlines()
+    assert json.loads(first) == part
+    assert json.loads(last)["y"]["data"] == [14, 16, 18]
+    done = rankmq(*ask, "-o", tmp_path / "answer.json")
+    assert json.loads(done.stderr) == part
+    assert done.stdout.startswith("written to")
+
+
 def test_some_instances_fail(up: Service, state: Path, tmp_path: Path):
     instances = tmp_path / "instances.json"
     instances.write_text('[{"x": [1, 2, 3]}, {"x": [4, 5]}]')

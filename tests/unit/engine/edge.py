@@ -27,7 +27,7 @@ from rankmq.engine.service import Service
 from rankmq.schemas import codec
 from rankmq.schemas.errors import RankmqError
 from rankmq.schemas.limits import Limits
-from rankmq.schemas.messages import Answered, Reply, Request
+from rankmq.schemas.messages import Answered, Reply, ReplyPart, Request
 from rankmq.schemas.tensors import from_array, to_array
 
 from tests.unit.engine.servable_files import WORDS, load
@@ -145,6 +145,7 @@ class Edge:
         self.hold = False
         self.broken: RankmqError | None = None
         self.records: list[Answered] = []
+        self.parts: list[tuple[Delivery, ReplyPart]] = []
         self.sent: Counter[tuple[str | None, str | None]] = Counter()
         self.wakes: list[float] = []
         self.timers: list[tuple[float, Callable[[], None]]] = []
@@ -190,6 +191,10 @@ class Edge:
             last=last,
         )
         self._published(Publish(delivery, delivery.body, "", headers, then), dead=True)
+
+    def part(self, delivery: Delivery, body: bytes, content_type: str) -> None:
+        assert not self.fates[delivery.tag].replies, "a part after the reply"
+        self.parts.append((delivery, codec.decode_part(body, content_type)))
 
     def answered(self, answered: Answered) -> None:
         self.records.append(answered)
@@ -292,6 +297,7 @@ class Edge:
         servable: str = "matmul",
         version: int = 0,
         content_type: str = codec.MSGPACK,
+        stream: bool = False,
         **properties: Any,
     ) -> Fate:
         """A request comes."""
@@ -299,7 +305,7 @@ class Edge:
             {name: from_array(value) if hasattr(value, "dtype") else value for name, value in instance.items()}
             for instance in instances
         ]
-        request = Request(servable=servable, method=method, version=version, instances=rows)
+        request = Request(servable=servable, method=method, version=version, instances=rows, stream=stream)
         body = codec.encode_request(request, content_type)
         return self.deliver(body, **{"content_type": content_type, **properties})
 

@@ -38,20 +38,18 @@ def test_idle_ranks_begin_at_once_unless_the_configuration_says_to_wait():
     assert begins(UnderWay(), wait_until=NOW - 1) == NOW
 
 
-def test_as_many_rows_as_the_step_under_way_follow_it_at_once():
-    one = UnderWay(steps=1, rows=5, lasts=1.0, ends=NOW + 1.0)
-    assert begins(one, 5) == NOW
-    assert begins(one, 4) == NOW + 1.0 - LEAD_SECONDS
+def test_as_many_rows_as_a_short_step_has_follow_it_at_once():
+    short = UnderWay(steps=1, rows=5, lasts=LEAD_SECONDS / 2, ends=NOW + LEAD_SECONDS / 2)
+    assert begins(short, 5) == NOW
+    assert begins(short, 4) == math.inf
 
 
-def test_fewer_follow_just_before_the_ranks_are_done():
+def test_behind_a_long_step_rows_come_together_until_just_before_the_ranks_are_done():
+    assert begins(UnderWay(steps=1, rows=5, lasts=0.02, ends=NOW + 0.02), 40) == NOW + 0.02 - LEAD_SECONDS
+    assert begins(UnderWay(steps=1, rows=5, lasts=1.0, ends=NOW + 1.0), 40) == NOW + 0.9
     late = UnderWay(steps=1, rows=5, lasts=1.0, ends=NOW + 0.001)
     assert begins(late, 1) == NOW
     assert begins(late, 1, wait_until=NOW + 3) == NOW + 3
-
-
-def test_a_short_step_is_not_worth_a_small_one_behind_it():
-    assert begins(UnderWay(steps=1, rows=5, lasts=LEAD_SECONDS / 2, ends=NOW), 4) == math.inf
 
 
 def test_two_steps_are_enough_to_go_on_with():
