@@ -302,17 +302,7 @@ class Connection:
     def publish(
         self, channel: Any, exchange: str, key: str, body: bytes, properties: Any, message_id: Any, *, mandatory: bool
     ) -> None:
-        """Publishes on one of the driver's channels; for `Channel`.
-
-        Args:
-            channel: the driver's.
-            exchange: where to.
-            key: with which key.
-            body: the message's bytes.
-            properties: its `Properties`; None for none.
-            message_id: in place of theirs.
-            mandatory: whether it comes back where no queue is bound for it.
-        """
+        """Publishes on one of the driver's channels, under this message id, if any; for `Channel`."""
         with self.mapped_errors():
             self._open_driver().publish(
                 channel, exchange, key, body, properties or _NONE, message_id, mandatory=mandatory

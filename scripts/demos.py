@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,14 +13,17 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from types import ModuleType
 
     from ..engine.client import Client
     from .progress import StartProgress
 
-__all__ = ["ConversationDemo", "ExampleDemo", "MatmulDemo"]
+__all__ = ["ConversationDemo", "ExampleDemo", "MatmulDemo", "SearchDemo"]
 
 _EXPECTED = {"x": -96.0, "z": -144.0}
 _QUESTION = "What is the capital of France?"
+_SEARCHED = "How do I read a file one line at a time?"
+_SENTENCES, _NEAREST, _LEAST_NEAR = 3000, 5, 0.5
 
 
 class ExampleDemo(Protocol):
@@ -124,3 +129,72 @@ class ConversationDemo(ExampleDemo):
             raise OperatorError(f"this is no right answer; if other graphs are in {example / 'model'}, remove it")
         count, asked = self._answer["tokens"].size, int(self._answer["prompt_tokens"])
         return f"{asked} tokens in, {count} out, by eight ranks."
+
+
+class SearchDemo(ExampleDemo):
+    """Some thousand sentences by meaning, and those that are nearest to a question.
+
+    Args:
+        example: the example's folder, whose own search this is.
+        question: None for one that the sentences have something to say about.
+
+    Raises:
+        ConfigurationError: it has none.
+    """
+
+    name, method, seconds = "minilm", "embed", 600.0
+
+    def __init__(self, example: Path, question: str | None) -> None:
+        self._search: Any = _module(example / "search.py")
+        self._question = question or _SEARCHED
+        self._known = question is None
+        self._texts: list[str] = []
+        self._embeddings: Any = None
+        self._asked: Any = None
+
+    async def ask(self, client: Client, took: Callable[[str, float], None], progress: StartProgress) -> None:
+        """See `ExampleDemo.ask`."""
+        await asyncio.to_thread(self._search_all, client, took, progress)
+
+    def _search_all(self, client: Client, took: Callable[[str, float], None], progress: StartProgress) -> None:
+        search = self._search
+        progress.say("gathering sentences")
+        self._texts = search.sentences(_SENTENCES)
+        progress.say(f"embedding {len(self._texts)} sentences")
+        for part, texts in ((f"{len(self._texts)} sentences", self._texts), ("the question", [self._question])):
+            began = time.monotonic()
+            self._embeddings, self._asked = self._asked, search.embed(client, texts)
+            took(part, time.monotonic() - began)
+
+    def show(self, example: Path) -> str:
+        """See `ExampleDemo.show`."""
+        from ..schemas.errors import OperatorError
+
+        found = self._search.nearest(self._asked[0], self._embeddings, _NEAREST)
+        typer.echo(f"\n{self._question}")
+        for number, near in found:
+            typer.echo(f"  {near:.2f}  {self._texts[number]}")
+        typer.echo("")
+        if self._known and found[0][1] < _LEAST_NEAR:
+            raise OperatorError(f"nothing is near; if another graph is in {example / 'model'}, remove it")
+        return f"{len(self._texts)} sentences, of Python's standard library, by eight ranks."
+
+
+def _module(file: Path) -> ModuleType:
+    """A module of an example's, which imports others beside it.
+
+    Raises:
+        ConfigurationError: it is not there.
+    """
+    from ..schemas.errors import ConfigurationError
+
+    specification = importlib.util.spec_from_file_location(f"rankmq_example_{file.stem}", file)
+    if not file.is_file() or specification is None or specification.loader is None:
+        raise ConfigurationError(f"no {file.name} in {file.parent}: run this in a clone of rankmq, or give --example")
+    module = importlib.util.module_from_spec(specification)
+    sys.path.insert(0, str(file.parent))
+    try:
+        specification.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent))
+    return module

@@ -54,7 +54,7 @@ class Rewriting:
 
 
 def _link(file: Path, other: Path) -> None:
-    """The same file under another name, or a copy: MindSpore takes no weights from outside of the model file's folder."""
+    """The same file under another name, or a copy: MindSpore takes weights from the model file's folder alone."""
     other.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file.resolve(), other)

@@ -188,8 +188,9 @@ class Desk:
         self._packing.answered(len(rows), len(answer.body))
         self._settle(key, count, chunk, rows, outcome)
         if outcome.open != len(rows):
-            self._manifest.answered(key, self._spool.append(answer.body))
-            self.counts.end += len(answer.body)
+            kept = answer.body if outcome.done else b""  # of one without results, what it said is on record already
+            self._manifest.answered(key, self._spool.append(kept))
+            self.counts.end += len(kept)
         step.settled[key] = outcome.done + len(outcome.failed)
         return outcome.fatal
 

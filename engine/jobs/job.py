@@ -188,26 +188,21 @@ class Job:
             ProducerError: the broker went away, or nothing is answered.
         """
         address = BrokerAddress.parse(broker_url) if isinstance(broker_url, str) else broker_url
+        options: dict[str, Any] = {
+            "connect_timeout": connect_timeout,
+            "reconnect_timeout": reconnect_timeout,
+            "patience": patience,
+            "window": window,
+            "watch": watch,
+        }
         with JobLock(self.folder / LOCK):
             if results is not None:
                 self._rename(results)
             state = status_of(self.folder).state
             if state in ("completed", "cancelled"):
                 self._clear()
-                return self.status()
-            if state != "finalizing" and not self._answered(
-                lambda desk: Runner(
-                    desk,
-                    address,
-                    connect_timeout=connect_timeout,
-                    reconnect_timeout=reconnect_timeout,
-                    patience=patience,
-                    window=window,
-                    watch=watch,
-                )
-            ):
-                return self.status()
-            self._finish()
+            elif state == "finalizing" or self._answered(lambda desk: Runner(desk, address, **options)):
+                self._finish()
         return self.status()
 
     def stop(self) -> None:

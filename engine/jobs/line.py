@@ -58,6 +58,7 @@ class JobLine:
         self._on_answer = on_answer
         self._in: Channel | None = None
         self._out: Channel | None = None
+        self._deleted: asyncio.Future[RankmqError] = connection.loop.create_future()
         self.is_new = False
         self.waiting = 0
 
@@ -106,7 +107,9 @@ class JobLine:
             self._in = await self._connection.channel(confirm=False, prefetch=_PREFETCH)
             try:
                 self.waiting = (await self._in.depth(topology.job_queue(self._job))).messages
-                await self._in.consume(topology.job_queue(self._job), self._on_delivery, exclusive=True)
+                await self._in.consume(
+                    topology.job_queue(self._job), self._on_delivery, exclusive=True, cancelled=self._on_deleted
+                )
             except AlreadyRunning:
                 # A runner whose host is gone holds it until the broker misses its heartbeats.
                 if time.monotonic() > until:
@@ -114,6 +117,10 @@ class JobLine:
                 await asyncio.sleep(_TAKEN_PAUSE)
             else:
                 return
+
+    def _on_deleted(self) -> None:
+        if not self._deleted.done():
+            self._deleted.set_result(ConnectionLost("somebody has deleted the queue for the job's replies"))
 
     async def _is_there(self) -> bool:
         channel = await self._connection.channel(confirm=False)
@@ -148,16 +155,15 @@ class JobLine:
 
     def ended(self) -> RankmqError | None:
         """Why it is of no use any more; None if it is."""
-        for it in (self._connection, self._in, self._out):
-            if it is not None and it.closed.done():
-                return it.closed.result()
-        return None
+        return next((it.result() for it in self._ends() if it.done()), None)
 
     def when_ended(self, then: Callable[[], None]) -> None:
         """Has `then` called when it is of no use any more."""
-        for it in (self._connection, self._in, self._out):
-            if it is not None:
-                it.closed.add_done_callback(lambda _: then())
+        for it in self._ends():
+            it.add_done_callback(lambda _: then())
+
+    def _ends(self) -> list[asyncio.Future[RankmqError]]:
+        return [it.closed for it in (self._connection, self._in, self._out) if it is not None] + [self._deleted]
 
     def publish(self, asking: Asking, question: str, then: Callable[[Outcome], None]) -> None:
         """Sends a request.

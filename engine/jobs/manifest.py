@@ -293,11 +293,11 @@ class Manifest:
                 yield _chunk(found)
 
     def replies(self, chunk: Chunk) -> list[tuple[Key, int, Span]]:
-        """The replies that have rows of a chunk: key, number of rows and place of each, the first attempt first."""
+        """The replies with results of a chunk: key, number of rows and place of each, the first attempt first."""
         with self._told():
             found = self._db.execute(
                 'SELECT first, attempt, count, "offset", length, "check" FROM requests '
-                'WHERE first >= ? AND first < ? AND "offset" IS NOT NULL ORDER BY attempt, first',
+                "WHERE first >= ? AND first < ? AND length > 0 ORDER BY attempt, first",
                 (chunk.first, chunk.first + chunk.count),
             )
             return [(Key(*it[:2]), it[2], Span(*it[3:])) for it in found]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = ["Packing"]
 
-_SHARE_SECONDS = 0.1
-"""A request is worth so much of the whole group's time: short enough to be seen to go on, long enough that what a
-request costs by itself does not count."""
+_SHARE_SECONDS = 0.03
+"""A request is worth so much of the whole group's time: short enough not to keep others waiting, long enough that what
+a request costs by itself does not count for much."""
 
 _MOST_ROWS = 256
 _FIRST_ROWS = 4

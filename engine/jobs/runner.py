@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -114,8 +115,8 @@ class Runner:
             while True:
                 line = await self._open(self._timeouts[0 if first else 1])
                 self._desk.max_message = line.max_message
-                if first and line.is_new and self._desk.counts.runs > 1:
-                    self._question = f"/r{self._desk.counts.runs}"  # what was answered before went elsewhere
+                if line.is_new and not (first and self._desk.counts.runs == 1):
+                    self._ask_all_again()
                 first, heard = False, self._heard
                 try:
                     return await self._converse(line)
@@ -234,6 +235,13 @@ class Runner:
             return 0
         return max(0, self._window.size - len(self._sent))
 
+    def _ask_all_again(self) -> None:
+        """The queue of replies is a new one: what was answered until now went elsewhere."""
+        self._question = f"/{uuid.uuid4().hex[:8]}"
+        for key in [key for key, it in self._sent.items() if it.asking is None]:
+            self._desk.ask_again(key)
+            del self._sent[key]
+
     def _send_again(self) -> None:
         """On a new connection: what the broker has not confirmed."""
         again = [it.asking for it in self._sent.values() if it.asking is not None]
@@ -286,7 +294,7 @@ class Runner:
             if sent.asking is None and now - sent.since > _ASK_AGAIN_SECONDS:
                 # Under its id: a request that is under way is not computed twice for it.
                 log.warning("no answer to %s for %.0f s: asked again", key, now - sent.since)
-                self._question = f"/{round(now)}"
+                self._question = f"/{uuid.uuid4().hex[:8]}"
                 self._desk.ask_again(key)
                 del self._sent[key]
 

@@ -1,20 +1,23 @@
-"""How many requests of a job are under way at once: as many as help. Pure."""
+"""How many requests of a job are under way at once: as many as help, and no more. Pure."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 __all__ = ["Window"]
 
 _HELPS = 1.1
+_AS_FAST = 0.95
+_SLOWER = 0.5
 _PERIOD_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 30.0
-_SLOWER = 0.5
 
 
 class Window:
-    """Grows while the rate grows with it, and shrinks where the broker pushes back.
+    """Grows while the rate grows with it, then shrinks while the rate does not: what waits before the ranks beyond that
+    only keeps others waiting. Half a minute later it tries again.
 
-    A period lasts until as many requests were answered as may be under way, and a second at least. If a larger window
-    did not make it a tenth faster it goes back to the smaller one, and tries again half a minute later.
+    A period lasts until as many requests were answered as may be under way, and a second at least.
 
     Args:
         now: seconds, monotonic.
@@ -23,13 +26,13 @@ class Window:
         most: nor larger.
     """
 
-    def __init__(self, now: float, *, first: int = 8, least: int = 2, most: int = 256) -> None:
-        self.size = max(least, min(first, most))
-        self._least, self._most = least, most
-        self._best = 0.0
-        self._growing = True
-        self._steady_until = 0.0
+    def __init__(self, now: float, *, first: int = 4, least: int = 2, most: int = 256) -> None:
+        self._least, self._most = min(least, most), most
+        self.size = max(self._least, min(first, most))
         self.rate = 0.0
+        self._best = 0.0
+        self._mode: Literal["up", "down", "steady"] = "up"
+        self._steady_until = 0.0
         self._begin(now)
 
     def _begin(self, now: float) -> None:
@@ -54,25 +57,41 @@ class Window:
         return True
 
     def _judge(self, now: float) -> None:
-        if self._growing:
-            if self.rate >= _HELPS * self._best and self.size < self._most:
+        match self._mode:
+            case "up" if self.rate >= _HELPS * self._best:
                 self._best = self.rate
-                self.size = min(self._most, self.size * 2)
-                return
-            if self.rate < _HELPS * self._best:
-                self.size = max(self._least, self.size // 2)
-            self._growing = False
-            self._steady_until = now + _LOOK_AGAIN_SECONDS
-        elif now >= self._steady_until or self.rate < _SLOWER * self._best:
-            self._growing = True
-            self._best = self.rate
-            self.size = min(self._most, self.size * 2)
+                if self.size < self._most:
+                    self._set(self.size * 2)
+                else:
+                    self._rest(now)
+            case "up":
+                self._set(self.size // 2)
+                self._mode = "down"
+                self._set(self.size // 2)
+            case "down" if self.rate >= _AS_FAST * self._best:
+                if self.size > self._least:
+                    self._set(self.size // 2)
+                else:
+                    self._rest(now)
+            case "down":
+                self._set(self.size * 2)
+                self._rest(now)
+            case "steady" if now >= self._steady_until or self.rate < _SLOWER * self._best:
+                self._mode = "up"
+                self._best = self.rate
+                self._set(self.size * 2)
+
+    def _set(self, size: int) -> None:
+        self.size = max(self._least, min(self._most, size))
+
+    def _rest(self, now: float) -> None:
+        self._mode = "steady"
+        self._steady_until = now + _LOOK_AGAIN_SECONDS
 
     def pressed(self, now: float) -> None:
         """The broker refused a request, or takes none: half as many, and no growth for a while."""
-        self.size = max(self._least, self.size // 2)
-        self._growing = False
-        self._steady_until = now + _LOOK_AGAIN_SECONDS
+        self._set(self.size // 2)
+        self._rest(now)
         self._begin(now)
 
     def paused(self, now: float) -> None:

@@ -4,6 +4,7 @@ Without a file it searches what Python's standard library says about itself.
 """
 
 import argparse
+import json
 import os
 import time
 from collections import deque
@@ -13,7 +14,7 @@ import numpy as np
 from rankmq.engine.client import Client
 from sentences import sentences
 
-QUESTIONS = ("How can I read a file line by line?", "What happens when a thread waits for ever?")
+QUESTIONS = ("How do I read a file one line at a time?", "What if two threads wait for each other?")
 INSTANCES = 64  # sentences in a request
 IN_FLIGHT = 32  # requests under way at once
 
@@ -60,32 +61,39 @@ def nearest(question, embeddings, count):
     return [(int(number), float(near[number])) for number in best]
 
 
-def show(question, texts, found):
-    """Print what was found."""
-    print(f"\n{question}")
-    for number, near in found:
-        print(f"  {near:.2f}  {texts[number]}")
+def read(file):
+    """The sentences of a file: a line each, or the text of each row of a .jsonl file."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines] if file.suffix == ".jsonl" else lines
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question", nargs="*", default=QUESTIONS, help="any number of them (default: two)")
-    parser.add_argument("--file", type=Path, help="a sentence a line (default: those of the standard library)")
-    parser.add_argument("--most", type=int, default=4000, help="of the library's sentences (default: %(default)s)")
+    parser.add_argument("--file", type=Path, help="a sentence a line, or .jsonl (default: those of the library)")
+    parser.add_argument("--embeddings", type=Path, help="a job's results of that file, as .npy (default: made now)")
+    parser.add_argument("--most", type=int, default=3000, help="of the library's sentences (default: %(default)s)")
     parser.add_argument(
-        "--count", type=int, default=3, help="how many to show for each question (default: %(default)s)"
+        "--count", type=int, default=3, help="how many to show of each (default: %(default)s)"
     )
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for a request (default: %(default)s)")
     options = parser.parse_args()
-    texts = options.file.read_text(encoding="utf-8").splitlines() if options.file else sentences(options.most)
+    texts = read(options.file) if options.file else sentences(options.most)
     with Client(os.environ["RANKMQ_BROKER_URL"], "minilm", "embed", timeout=options.timeout) as client:
-        began = time.perf_counter()
-        embeddings = embed(client, texts)
-        seconds = time.perf_counter() - began
-        print(f"{len(texts)} sentences in {seconds:.1f} s: {len(texts) / seconds:.0f} a second")
+        if options.embeddings:
+            embeddings = np.load(options.embeddings)
+            if len(embeddings) != len(texts):
+                parser.error(f"{options.embeddings} has {len(embeddings)} rows for {len(texts)} sentences")
+        else:
+            began = time.perf_counter()
+            embeddings = embed(client, texts)
+            seconds = time.perf_counter() - began
+            print(f"{len(texts)} sentences in {seconds:.1f} s: {len(texts) / seconds:.0f} a second")
         for question in options.question:
             (asked,) = embed(client, [question])
-            show(question, texts, nearest(asked, embeddings, options.count))
+            print(f"\n{question}")
+            for number, near in nearest(asked, embeddings, options.count):
+                print(f"  {near:.2f}  {texts[number]}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ shows. One version of Python always gives the same, in the same order.
 
 import argparse
 import ast
+import json
 import re
 import sys
 import sysconfig
@@ -79,11 +80,12 @@ def split(paragraph):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="where to write them, one a line")
+    parser.add_argument("file", type=Path, help="where to write them, one a line; .jsonl: as the rows of a job")
     parser.add_argument("--most", type=int, default=None, help="so many at most")
     options = parser.parse_args()
     found = sentences(options.most)
-    options.file.write_text("".join(f"{one}\n" for one in found), encoding="utf-8")
+    lines = [json.dumps({"text": one}) if options.file.suffix == ".jsonl" else one for one in found]
+    options.file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     print(f"{len(found)} sentences are in {options.file}")
 
 

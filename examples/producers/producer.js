@@ -2,6 +2,8 @@
 //
 // npm install
 // RANKMQ_BROKER_URL=amqp://user:password@host:5672/%2F node producer.js [SERVABLE METHOD [LANE [SECONDS]]]
+//
+// It asks for parts of the answer, too: matmul has none, but other servables may.
 "use strict";
 
 const { randomUUID } = require("node:crypto");
@@ -15,7 +17,7 @@ async function main(url, servable = "matmul", method = "predict", lane = "normal
   if (!url) throw new Error("RANKMQ_BROKER_URL names no broker");
   // JavaScript writes 1.0 as 1, and a bare 1 is taken for a whole number: the dtype says what is meant.
   const ones = { dtype: "float32", data: Array.from({ length: 128 }, () => Array(96).fill(1)) };
-  const request = { v: 1, servable, method, instances: [{ x: ones, y: ones }] };
+  const request = { v: 1, servable, method, instances: [{ x: ones, y: ones }], stream: true };
   const question = {
     messageId: randomUUID(), // the request: published again under it, it is not computed again
     correlationId: randomUUID(), // our question: comes back in the reply
@@ -48,8 +50,12 @@ async function ask(url, routingKey, body, question) {
     return await new Promise((resolve, reject) => {
       connection.on("close", () => reject(new Lost("broker: the connection was lost")));
       channel.on("error", reject);
-      const onMessage = (message) =>
-        message?.properties.correlationId === question.correlationId && resolve(JSON.parse(message.content));
+      const onMessage = (message) => {
+        if (message?.properties.correlationId !== question.correlationId) return;
+        const found = JSON.parse(message.content);
+        if (message.properties.type === "part") console.log("so far:", JSON.stringify(found.outputs));
+        else resolve(found);
+      };
       channel.consume(queue, onMessage, { noAck: true }).catch(reject);
       const left = question.headers["rankmq-deadline"] - Date.now();
       const expiration = Math.max(1, Math.round(left)); // past it the broker drops it, too

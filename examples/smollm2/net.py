@@ -89,6 +89,7 @@ class SmolLM2(Cell):
         self.all_gather = ops.AllGather(group=group)
         self.all_gather.rank_size = shape.ranks  # MindSpore would ask the group, which is not there when it is exported
         self.all_gather.add_prim_attr("rank_size", shape.ranks)
+        self.average = Tensor(np.full((shape.width, 1), 1 / shape.width, np.float32))
         self.positions = Tensor(np.arange(shape.context, dtype=np.int32))
         self.kv_head = Tensor(np.arange(shape.kv_heads, dtype=np.int32) * shape.context)
         self.places = Tensor(np.arange(shape.best, dtype=np.int32))
@@ -103,7 +104,8 @@ class SmolLM2(Cell):
         self.running = ops.CumSum()
 
     def norm(self, x):
-        return x * ops.rsqrt(ops.mean(ops.square(x), -1, True) + self.epsilon)
+        # The mean by a product: the operator for it would keep several times its input's memory, in each layer.
+        return x * ops.rsqrt(self.matmul(x * x, self.average) + self.epsilon)
 
     def over_ranks(self, x):
         return self.all_reduce(x) if self.ranks > 1 else x
@@ -167,6 +169,8 @@ class Prefill(SmolLM2):
 
     def __init__(self, shape, group):
         super().__init__(shape, group)
+        self.each = {heads: ops.Split(2, heads) for heads in (shape.heads, shape.kv_heads)}
+        self.each_mixed = ops.Split(1, shape.heads)
         self.nothing = Tensor(np.zeros((1, shape.kv_heads * shape.context * shape.head_width), np.float32))
 
     def construct(self, tokens, positions, length, temperature, top_k, top_p, seed, slot):
@@ -183,7 +187,7 @@ class Prefill(SmolLM2):
         )
         for layer in range(self.layers):
             query, key, value = self.query_key_value(x, turn, layer)
-            key, value = self.by_head(key, size), self.by_head(value, size)
+            key, value = self.by_head(key, size, self.kv_heads), self.by_head(value, size, self.kv_heads)
             for cache, new in ((self.kcache[layer], key), (self.vcache[layer], value)):
                 x = ops.depend(x, self.scatter(cache, whole, nothing))
                 x = ops.depend(x, self.scatter(cache, here, new))
@@ -191,18 +195,26 @@ class Prefill(SmolLM2):
         x = ops.gather(ops.reshape(x, (-1, size, self.width)), length - 1, 1, 1)
         return self.next_token(x, length - 1, temperature, top_k, top_p, seed)
 
-    def by_head(self, x, size):
-        return ops.transpose(ops.reshape(x, (-1, size, self.kv_heads, self.head_width)), (0, 2, 1, 3))
+    def by_head(self, x, size, heads):
+        """[rows * size, heads, head_width] as [rows, heads, size, head_width].
+
+        Head by head: a transposition would keep its memory until the graph is called again, in each layer.
+        """
+        found = ()
+        for part in self.each[heads](ops.reshape(x, (-1, size, heads, self.head_width))):
+            found += (ops.reshape(part, (-1, 1, size, self.head_width)),)
+        return ops.concat(found, 1)
 
     def attend(self, x, query, key, value, later, size, layer):
-        query = ops.reshape(query, (-1, size, self.kv_heads, self.shared_by, self.head_width))
-        query = ops.transpose(query, (0, 2, 3, 1, 4))
+        query = self.by_head(query, size, self.heads)
         query = ops.reshape(query, (-1, self.kv_heads, self.shared_by * size, self.head_width))
         scores = ops.reshape(self.compare(query, key), (-1, self.kv_heads, self.shared_by, size, size)) + later
         scores = ops.reshape(self.softmax(scores), (-1, self.kv_heads, self.shared_by * size, size))
-        mixed = ops.reshape(self.mix(scores, value), (-1, self.kv_heads, self.shared_by, size, self.head_width))
-        mixed = ops.reshape(ops.transpose(mixed, (0, 3, 1, 2, 4)), (-1, self.heads * self.head_width))
-        return x + self.matmul(mixed, self.out[layer])
+        mixed = ops.reshape(self.mix(scores, value), (-1, self.heads, size, self.head_width))
+        by_token = ()
+        for part in self.each_mixed(mixed):
+            by_token += (ops.reshape(part, (-1, self.head_width)),)
+        return x + self.matmul(ops.concat(by_token, 1), self.out[layer])
 
 
 class Decode(SmolLM2):

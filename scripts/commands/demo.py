@@ -35,6 +35,11 @@ matmul is asked the original document's request, twice. smollm2 is a language mo
 ./scripts/demo smollm2 installs:
 
     rankmq demo smollm2 --question "Why is the sky blue?"
+
+minilm finds the sentences that are nearest to a question in meaning, among some thousand that every Python has, with \
+real weights, which ./scripts/demo minilm installs:
+
+    rankmq demo minilm --question "What can I do against a memory leak?"
 """
 
 _LOG_LINES = 20
@@ -46,6 +51,7 @@ class Example(StrEnum):
 
     MATMUL = "matmul"
     SMOLLM2 = "smollm2"
+    MINILM = "minilm"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,7 +62,7 @@ def add_to(app: typer.Typer) -> None:
 @with_settings("demo", quiet=True)
 def demo(
     settings: Settings,
-    name: Annotated[Example, typer.Argument(metavar="NAME", help="matmul or smollm2.")] = Example.MATMUL,
+    name: Annotated[Example, typer.Argument(metavar="NAME", help="matmul, smollm2 or minilm.")] = Example.MATMUL,
     example: Annotated[
         Path | None,
         typer.Option(
@@ -65,19 +71,27 @@ def demo(
     ] = None,
     question: Annotated[
         str | None,
-        typer.Option("--question", metavar="TEXT", help="What smollm2 is asked.", show_default=False),
+        typer.Option("--question", metavar="TEXT", help="What smollm2 or minilm is asked.", show_default=False),
     ] = None,
 ) -> None:
     """Show an example at work: export, start, ask, stop."""
-    from ..demos import ConversationDemo, MatmulDemo
+    from ..demos import ConversationDemo, MatmulDemo, SearchDemo
     from ..report import Usage
 
-    if question is not None and name is not Example.SMOLLM2:
-        raise Usage(f"--question is for smollm2: {name} is no language model")
-    shown = ConversationDemo(question) if name is Example.SMOLLM2 else MatmulDemo()
+    if question is not None and name is Example.MATMUL:
+        raise Usage(f"--question is for smollm2 and minilm: {name} is no language model")
+    found = _example(example, name)
+    shown: ExampleDemo
+    match name:
+        case Example.MATMUL:
+            shown = MatmulDemo()
+        case Example.SMOLLM2:
+            shown = ConversationDemo(question)
+        case Example.MINILM:
+            shown = SearchDemo(found, question)
     with _state_folder(settings) as folder:
         state = settings.model_copy(update={"state_dir": folder})
-        asyncio.run(_Demo(shown, _example(example, name), folder / "log", state).run())
+        asyncio.run(_Demo(shown, found, folder / "log", state).run())
 
 
 def _example(given: Path | None, name: str) -> Path:

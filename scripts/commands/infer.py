@@ -29,9 +29,9 @@ VALUE is JSON, or names a file:
 
     rankmq infer smollm2 chat -i 'prompt="Who are you?"' -i 'options="{}"' --stream
 
-With --stream, where the servable tells parts of its answer as they are made, each is a line of JSON (to standard error \
-if the outputs do not go to standard output). An .npz file with --inputs has one array per input; a .json file has one instance, {"x": VALUE}, or a list of them. \
-Inputs without a dtype become what the graph takes, where that loses nothing.
+An .npz file with --inputs has one array per input; a .json file has one instance, {"x": VALUE}, or a list of them. \
+Inputs without a dtype become what the graph takes, where that loses nothing. With --stream each part of the answer is a \
+line of JSON, on standard error where the outputs go to a file.
 """
 
 

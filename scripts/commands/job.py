@@ -22,7 +22,7 @@ __all__ = ["add_to"]
 
 _STOPPED = 10
 
-_EPILOG = """
+_RUN = """
 Examples:
 
     rankmq job run rows.jsonl --servable matmul --method predict --output out
@@ -31,14 +31,41 @@ Examples:
 
     zcat rows.jsonl.gz | rankmq job run - --servable small --method double --output out
 
+It can be killed at any moment, with all that it uses; `rankmq job resume` goes on where it was.
+"""
+_SUBMIT = """
+Example:
+
     rankmq job submit rows.parquet --servable small --method double --map x=values:int32 --output out
+"""
+_STATUS = """
+Examples:
 
     rankmq job status out
 
+    rankmq job status job-3f0c2a5e8b214d6f --json
+"""
+_LIST = """
+Examples:
+
+    rankmq job list
+
+    rankmq job list /data/jobs --json
+"""
+_CANCEL = """
+Example:
+
+    rankmq job cancel out
+"""
+_RESUME = """
+Examples:
+
     rankmq job resume out
 
-A job can be killed at any moment, with all that it uses; `rankmq job resume` goes on where it was. docs/jobs.md has \
-the forms of files.
+    rankmq job resume out --results results.jsonl
+"""
+_CODES = """
+docs/jobs.md has the kinds of files.
 
 Exit code 0 if every row has a result, 8 if some failed, 10 if the job has not ended and can be resumed, or was \
 cancelled.
@@ -136,13 +163,19 @@ _Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
 def add_to(app: typer.Typer) -> None:
     """Adds the command."""
-    job = typer.Typer(
-        name="job", help="Run a file of rows through a servable, into a file of results.", epilog=_EPILOG,
-        no_args_is_help=True,
-    )  # fmt: skip
-    commands = {"run": run, "submit": submit, "status": status, "list": list_jobs, "cancel": cancel, "resume": resume}
-    for name, command in commands.items():
-        job.command(name)(command)
+    commands = {
+        "run": (run, _RUN),
+        "submit": (submit, _SUBMIT),
+        "status": (status, _STATUS),
+        "list": (list_jobs, _LIST),
+        "cancel": (cancel, _CANCEL),
+        "resume": (resume, _RESUME),
+    }
+    about = "Offline jobs: a file of rows through a servable, into a file of results."
+    examples = "".join(text.replace("Example:\n", "").replace("Examples:\n", "") for _, text in commands.values())
+    job = typer.Typer(name="job", help=about, epilog=f"Examples:\n{examples}{_CODES}", no_args_is_help=True)
+    for name, (command, epilog) in commands.items():
+        job.command(name, epilog=epilog)(command)
     app.add_typer(job)
 
 

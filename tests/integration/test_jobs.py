@@ -20,9 +20,11 @@ from rankmq.schemas.limits import Limits
 from rankmq.schemas.messages import ErrorInfo, Reply, Request
 from rankmq.schemas.plain import array_of
 from rankmq.schemas.tensors import from_array
+from rankmq.workers.broker import PrivateBroker, User
 from rankmq.workers.rendezvous import free_port
 
 from tests.integration.client_engine import PATIENCE, Answering, answering, proxied
+from tests.permissions import DOCUMENT, roles
 
 COUNT = 60
 
@@ -31,6 +33,7 @@ COUNT = 60
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "_PAUSES", (0.02,))
     monkeypatch.setattr(runner, "_TICK_SECONDS", 0.1)
+    monkeypatch.setattr(runner, "_CANCEL_SECONDS", 1.0)
 
 
 def doubled(request: Request) -> Reply:
@@ -206,10 +209,8 @@ def test_a_queue_that_is_full_is_tried_until_it_is_not(broker_url: str, tmp_path
         job = make(tmp_path, it)
     small = Answering(broker_url, doubled, **{"x-max-length": 1, "x-overflow": "reject-publish"})
     small.servable = it.servable
-    with pika.BlockingConnection(pika.URLParameters(broker_url)) as connection:
-        for lane in topology.LANES:
-            connection.channel()
-            small._channel.queue_bind(small._queue, topology.REQUESTS, topology.requests_key(it.servable, lane))
+    for lane in topology.LANES:
+        small._channel.queue_bind(small._queue, topology.REQUESTS, topology.requests_key(it.servable, lane))
     small.start()
     try:
         assert job.run(broker_url).counts.completed == COUNT
@@ -222,7 +223,7 @@ def test_nobody_answers(broker_url: str, tmp_path: Path, monkeypatch: pytest.Mon
     with answering(broker_url, lambda _: None) as it:
         job = make(tmp_path, it)
         began = time.monotonic()
-        with pytest.raises(JobStopped, match="nothing was answered for .* does an orchestrator serve"):
+        with pytest.raises(JobStopped, match=r"nothing was answered for .* does an orchestrator serve"):
             job.run(broker_url, patience=1.0)
         assert time.monotonic() - began < 5
         assert job.status().state == "failed"
@@ -259,6 +260,26 @@ def test_an_answer_that_was_lost_is_asked_for_again(
     assert len(questions) == len(set(questions)) == 2
 
 
+def test_a_queue_of_replies_that_somebody_deletes(broker_url: str, tmp_path: Path) -> None:
+    held = threading.Event()
+
+    def answer(request: Request) -> Reply:
+        assert held.wait(PATIENCE) or 0 in numbers(request)
+        return doubled(request)
+
+    with answering(broker_url, answer) as it:
+        job = make(tmp_path, it)
+        with running(job, broker_url) as ended:
+            wait_for(lambda: job.status().counts.requests > 1)
+            with pika.BlockingConnection(pika.URLParameters(broker_url)) as connection:
+                connection.channel().queue_delete(topology.job_queue(job.id))
+            wait_for(lambda: queue_of(broker_url, job) is not None)
+            held.set()
+        assert isinstance(ended[0], JobStatus), ended
+        assert ended[0].counts.completed == COUNT
+    assert values(tmp_path) == list(range(0, 2 * COUNT, 2))
+
+
 def test_cancelled_requests_are_given_up_by_the_engine_too(broker_url: str, tmp_path: Path) -> None:
     with answering(broker_url, lambda request: doubled(request) if 0 in numbers(request) else None) as it:
         job = make(tmp_path, it)
@@ -286,3 +307,13 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_the_permissions_that_the_document_names_will_do(tmp_path: Path) -> None:
+    own = r"^rankmq\.job\."
+    assert f"`'{own}'` as its configure and its" in DOCUMENT.with_name("jobs.md").read_text()
+    user = User("job", configure=own, write=roles()["producer"].write, read=own)
+    with PrivateBroker(tmp_path / "broker", users=[user]) as broker, answering(broker.url, doubled) as it:
+        job = make(tmp_path, it)
+        assert job.run(broker.user_url("job")).counts.completed == COUNT
+        assert queue_of(broker.url, job) is None

@@ -218,6 +218,9 @@ def test_the_bytes_in_the_protocol_are_what_they_say() -> None:
         ours, theirs = (array_of(it.instances[0]["x"], limits).tolist() for it in (request, same))
         assert ours == theirs
 
+    (part,) = [codec.decode_part(json.dumps(it).encode(), codec.JSON) for it in shown if "number" in it]
+    assert (part.index, part.attempt, part.number, *part.outputs) == (0, 1, 3, "text")
+    shown = [it for it in shown if "number" not in it]
     answers = [codec.decode_reply(json.dumps(it).encode(), codec.JSON) for it in shown if "outputs" in it]
     assert len(answers) == 3
     assert answers[0] == reply

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -15,14 +16,14 @@ from ....engine.loader import load_servable
 from ....engine.servable import FunctionStage
 from ....schemas import codec
 from ....schemas.errors import ModelError, OperatorError
-from ....schemas.messages import GraphPlan, Request
+from ....schemas.messages import GraphPlan, Request, Value
 from ....schemas.tensors import from_array, to_array
 from .bench import Bench
 from .children import Child, Children, Line
 
-__all__ = ["SERVABLE", "DirectRanks", "Requests", "sentences", "shards"]
+__all__ = ["METHOD", "SERVABLE", "DirectRanks", "Requests", "check", "sentences", "shards"]
 
-SERVABLE = "minilm"
+SERVABLE, METHOD = "minilm", "embed"
 _GRAPH = Path("model") / "minilm.mindir"
 _BATCH = 256
 _TOLERANCE = 1e-5
@@ -34,13 +35,13 @@ Array = np.ndarray[Any, Any]
 Batch = list[Array]
 
 
-def sentences(bench: Bench, count: int) -> list[str]:
-    """So many of the example's sentences, always the same on one machine.
+def sentences(bench: Bench, count: int) -> tuple[Path, list[str]]:
+    """So many of the example's sentences, always the same on one machine: as the rows of a job, and as texts.
 
     Raises:
         ModelError: it cannot find them.
     """
-    file = bench.folder("sentences") / f"{count}.txt"
+    file = bench.folder("sentences") / f"{count}.jsonl"
     command = [sys.executable, "sentences.py", "--most", str(count), str(file)]
     run = subprocess.run(
         command,
@@ -53,7 +54,7 @@ def sentences(bench: Bench, count: int) -> list[str]:
     )
     if run.returncode:
         raise ModelError(f"no sentences: {(run.stderr.strip() or 'it said nothing').splitlines()[-1]}")
-    return file.read_text(encoding="utf-8").splitlines()
+    return file, [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 class Requests:
@@ -82,13 +83,24 @@ class Requests:
             if failed is not None:
                 raise OperatorError(f"a request was answered with {failed.code}: {failed.message}")
             found = [to_array(row["embedding"]) for row in reply.outputs if row is not None]
-            if not np.allclose(found, self._wanted[number], atol=_TOLERANCE, rtol=0):
-                raise OperatorError("the embeddings that came through the queue are not those of the ranks themselves")
+            check(found, self._wanted[number])
+
+
+def check(found: Any, wanted: Array) -> None:
+    """Makes sure that embeddings are those that the ranks compute by themselves.
+
+    Raises:
+        OperatorError: they are not.
+    """
+    if np.shape(found) != wanted.shape or not np.allclose(found, wanted, atol=_TOLERANCE, rtol=0):
+        raise OperatorError("the embeddings that came through the queue are not those of the ranks themselves")
 
 
 def _request(texts: Sequence[str]) -> bytes:
-    instances = [{"text": from_array(np.array(text, np.dtypes.StringDType()))} for text in texts]
-    return codec.encode_request(Request(servable=SERVABLE, method="embed", instances=instances))
+    instances: list[dict[str, Value]] = [
+        {"text": from_array(np.array(text, np.dtypes.StringDType()))} for text in texts
+    ]
+    return codec.encode_request(Request(servable=SERVABLE, method=METHOD, instances=instances))
 
 
 # ---------------------------------------------------------------------------------------------- ranks without a broker
@@ -106,7 +118,7 @@ def shards(folder: Path, texts: Sequence[str], ranks: int) -> tuple[list[list[in
         Per batch the numbers of its texts; per rank its part of each batch, the last row repeated up to a multiple of
         the ranks.
     """
-    stages = load_servable(folder, SERVABLE).methods["embed"].stages
+    stages = load_servable(folder, SERVABLE).methods[METHOD].stages
     tokenize = next(it.function for it in stages if isinstance(it, FunctionStage) and it.batch_size is not None)
     rows = tokenize([(text,) for text in texts])
     by_size: dict[int, list[int]] = {}

@@ -55,6 +55,14 @@ def test_a_loop_over_a_models_subgraph(tmp_path):
     assert (found.subgraph, len(found.inputs), found.outputs_count) == (2, 1, 2)
 
 
+def test_a_loop_that_shows_how_far_it_is(tmp_path):
+    stage = "register.repeat(x, times=5, feed={0: 0}, collect=0, stream=max, stream_args=[n, 7])"
+    (found,) = method_of(tmp_path, stage).stages
+    assert found.stream is max
+    assert found.stream_inputs[0] == InputRef(1)
+    assert found.stream_inputs[1].value == 7
+
+
 GOOD = {"times": "n", "at_most": "3", "feed": "{0: 0}", "collect": "0"}
 
 
@@ -80,6 +88,11 @@ GOOD = {"times": "n", "at_most": "3", "feed": "{0: 0}", "collect": "0"}
         ({"collect": "[0, 0]"}, "collect names an output twice"),
         ({"last": "['a', 'a']"}, "last names an output twice"),
         ({"last": "[None]"}, "last: .* not by None"),
+        ({"stream": "3"}, "stream is a function, not 3"),
+        ({"stream_args": "[x]"}, "stream_args is a list of what the function stream is given"),
+        ({"stream": "lambda a: {}", "stream_args": "x"}, "stream_args is a list"),
+        ({"stream": "lambda a: {}", "stream_args": "[x]"}, r"is given 2 argument\(s\)"),
+        ({"stream": "lambda: {}"}, r"is given 1 argument\(s\)"),
     ],
 )
 def test_what_is_no_loop_is_refused_with_its_line(tmp_path, change, match):

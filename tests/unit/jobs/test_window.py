@@ -60,13 +60,19 @@ def test_it_is_never_out_of_bounds(steps: list[tuple[float, bool]]) -> None:
         assert 2 <= window.size <= 64
 
 
-def test_a_request_is_worth_a_tenth_of_a_second() -> None:
+def test_it_has_no_more_under_way_than_helps() -> None:
+    window = Window(0.0, first=64)
+    run(window, lambda size: 10.0 * min(size, 8), 60.0)
+    assert 8 <= window.size <= 16
+
+
+def test_a_request_is_worth_a_little_of_the_ranks_time() -> None:
     packing = Packing()
     for _ in range(20):
-        packing.measured(400.0)
-    assert packing.rows == 40
+        packing.measured(1000.0)
+    assert packing.rows == 30
     packing.measured(0.5)
-    assert packing.rows == 20
+    assert packing.rows == 15
     for _ in range(20):
         packing.measured(0.5)
     assert packing.rows == 1

@@ -20,10 +20,13 @@ from rankmq.scripts.report import Usage, exit_code, reported
 from typer.testing import CliRunner
 
 COMMANDS = (
-    *("agents", "bench", "broker", "cancel", "chaos", "dead", "demo", "infer", "orchestrator", "schema", "status"),
-    "up",
+    *("agents", "bench", "broker", "cancel", "chaos", "dead", "demo", "infer", "job", "orchestrator", "schema"),
+    *("status", "up"),
 )
-GROUPS = {"dead": ("list", "show", "replay", "purge")}
+GROUPS = {
+    "dead": ("list", "show", "replay", "purge"),
+    "job": ("run", "submit", "status", "list", "cancel", "resume"),
+}
 """Commands that have commands."""
 LINES = [(name,) for name in COMMANDS if name not in GROUPS] + [(name, it) for name in GROUPS for it in GROUPS[name]]
 SHARED = ("--broker-url", "--tls-ca-file", "--tls-cert-file", "--tls-key-file", "--state", "--config", "--log-level")
