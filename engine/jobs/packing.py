@@ -9,7 +9,8 @@ _SHARE_SECONDS = 0.03
 a request costs by itself does not count for much."""
 
 _MOST_ROWS = 256
-_FIRST_ROWS = 4
+_FIRST_ROWS = 1
+_MOST_GROWTH = 4
 
 
 class Packing:
@@ -36,9 +37,9 @@ class Packing:
         return max(1, min(self._rows, int(self.most_bytes / max(1.0, self._reply_bytes))))
 
     def measured(self, rows_per_second: float) -> None:
-        """So many rows are done in a second; it follows by a factor of two at most."""
+        """So many rows are done in a second; it follows step by step, up by a factor of four and down by one of two."""
         wanted = round(rows_per_second * _SHARE_SECONDS)
-        self._rows = max(1, min(wanted, self._rows * 2, _MOST_ROWS), self._rows // 2)
+        self._rows = max(1, min(wanted, self._rows * _MOST_GROWTH, _MOST_ROWS), self._rows // 2)
 
     def answered(self, rows: int, nbytes: int) -> None:
         """A reply to so many rows had so many bytes."""

@@ -9,7 +9,7 @@ __all__ = ["Window"]
 _HELPS = 1.1
 _AS_FAST = 0.95
 _SLOWER = 0.5
-_PERIOD_SECONDS = 1.0
+_PERIOD_SECONDS = 0.5
 _LOOK_AGAIN_SECONDS = 30.0
 
 
@@ -17,7 +17,7 @@ class Window:
     """Grows while the rate grows with it, then shrinks while the rate does not: what waits before the ranks beyond that
     only keeps others waiting. Half a minute later it tries again.
 
-    A period lasts until as many requests were answered as may be under way, and a second at least.
+    A period lasts until as many requests were answered as may be under way, and half a second at least.
 
     Args:
         now: seconds, monotonic.
@@ -31,6 +31,7 @@ class Window:
         self.size = max(self._least, min(first, most))
         self.rate = 0.0
         self._best = 0.0
+        self._before = self.size
         self._mode: Literal["up", "down", "steady"] = "up"
         self._steady_until = 0.0
         self._begin(now)
@@ -61,25 +62,36 @@ class Window:
             case "up" if self.rate >= _HELPS * self._best:
                 self._best = self.rate
                 if self.size < self._most:
-                    self._set(self.size * 2)
+                    self._grow()
                 else:
                     self._rest(now)
             case "up":
-                self._set(self.size // 2)
-                self._mode = "down"
-                self._set(self.size // 2)
+                self._shrink(self._before)
             case "down" if self.rate >= _AS_FAST * self._best:
                 if self.size > self._least:
-                    self._set(self.size // 2)
+                    self._shrink(self.size)
                 else:
                     self._rest(now)
             case "down":
-                self._set(self.size * 2)
+                self._set(self._before)
                 self._rest(now)
             case "steady" if now >= self._steady_until or self.rate < _SLOWER * self._best:
-                self._mode = "up"
                 self._best = self.rate
-                self._set(self.size * 2)
+                if self.size < self._most:
+                    self._grow()
+                else:
+                    self._shrink(self.size)
+
+    def _grow(self) -> None:
+        self._mode = "up"
+        self._before = self.size
+        self._set(2 * self.size)
+
+    def _shrink(self, size: int) -> None:
+        """Tries half of a size that would do."""
+        self._mode = "down"
+        self._before = size
+        self._set(size // 2)
 
     def _set(self, size: int) -> None:
         self.size = max(self._least, min(self._most, size))

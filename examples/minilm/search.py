@@ -73,9 +73,7 @@ def main():
     parser.add_argument("--file", type=Path, help="a sentence a line, or .jsonl (default: those of the library)")
     parser.add_argument("--embeddings", type=Path, help="a job's results of that file, as .npy (default: made now)")
     parser.add_argument("--most", type=int, default=3000, help="of the library's sentences (default: %(default)s)")
-    parser.add_argument(
-        "--count", type=int, default=3, help="how many to show of each (default: %(default)s)"
-    )
+    parser.add_argument("--count", type=int, default=3, help="how many to show of each (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for a request (default: %(default)s)")
     options = parser.parse_args()
     texts = read(options.file) if options.file else sentences(options.most)

@@ -11,7 +11,8 @@ Every rank then chooses the next token from the same numbers, with noise that de
 position. So all choose the same one, and the same whatever else is in the batch.
 
 Nothing here depends on the number of rows, nor on how long the prompts of a batch are, and the graphs are exported for
-any. Where an obvious operator is missing, it is for its cost on a CPU.
+any. Where an obvious operator is missing, it is for its cost on a CPU. Two kinds would keep memory in each layer until
+the graph is called again, by the tokens of a batch: transpositions, and arithmetic on shapes that are not the same.
 """
 
 from dataclasses import dataclass
@@ -104,8 +105,11 @@ class SmolLM2(Cell):
         self.running = ops.CumSum()
 
     def norm(self, x):
-        # The mean by a product: the operator for it would keep several times its input's memory, in each layer.
-        return x * ops.rsqrt(self.matmul(x * x, self.average) + self.epsilon)
+        return x * self.per_row(ops.rsqrt(self.matmul(x * x, self.average) + self.epsilon))
+
+    def per_row(self, x):
+        """A number for each row, to be multiplied with rows."""
+        return x
 
     def over_ranks(self, x):
         return self.all_reduce(x) if self.ranks > 1 else x
@@ -170,6 +174,7 @@ class Prefill(SmolLM2):
     def __init__(self, shape, group):
         super().__init__(shape, group)
         self.each = {heads: ops.Split(2, heads) for heads in (shape.heads, shape.kv_heads)}
+        self.along = Tensor(np.ones((1, shape.width), np.float32))
         self.each_mixed = ops.Split(1, shape.heads)
         self.nothing = Tensor(np.zeros((1, shape.kv_heads * shape.context * shape.head_width), np.float32))
 
@@ -178,7 +183,7 @@ class Prefill(SmolLM2):
         x = self.embed(ops.reshape(tokens, (-1,)))
         turn = self.gather(self.turns, ops.reshape(positions, (-1,)), 0)
         later = ops.expand_dims(ops.expand_dims(positions, 1), 1) > ops.expand_dims(ops.expand_dims(positions, 2), 1)
-        later = ops.expand_dims(ops.cast(later, ms.float32) * HIDDEN, 2)  # [rows, 1, 1, size, size]
+        later = ops.concat((ops.cast(later, ms.float32) * HIDDEN,) * self.heads, 1)  # [rows, heads, size, size]
         first = ops.expand_dims(self.rows_of(slot), 2)
         whole, here = first + self.positions, first + ops.expand_dims(positions, 1)
         # All of a slot is written: what was left there would count for nothing, but NaN times nothing is NaN.
@@ -195,11 +200,11 @@ class Prefill(SmolLM2):
         x = ops.gather(ops.reshape(x, (-1, size, self.width)), length - 1, 1, 1)
         return self.next_token(x, length - 1, temperature, top_k, top_p, seed)
 
-    def by_head(self, x, size, heads):
-        """[rows * size, heads, head_width] as [rows, heads, size, head_width].
+    def per_row(self, x):
+        return self.matmul(x, self.along)
 
-        Head by head: a transposition would keep its memory until the graph is called again, in each layer.
-        """
+    def by_head(self, x, size, heads):
+        """[rows * size, heads, head_width] as [rows, heads, size, head_width]."""
         found = ()
         for part in self.each[heads](ops.reshape(x, (-1, size, heads, self.head_width))):
             found += (ops.reshape(part, (-1, 1, size, self.head_width)),)
@@ -208,7 +213,7 @@ class Prefill(SmolLM2):
     def attend(self, x, query, key, value, later, size, layer):
         query = self.by_head(query, size, self.heads)
         query = ops.reshape(query, (-1, self.kv_heads, self.shared_by * size, self.head_width))
-        scores = ops.reshape(self.compare(query, key), (-1, self.kv_heads, self.shared_by, size, size)) + later
+        scores = ops.reshape(self.compare(query, key), (-1, self.heads, size, size)) + later
         scores = ops.reshape(self.softmax(scores), (-1, self.kv_heads, self.shared_by * size, size))
         mixed = ops.reshape(self.mix(scores, value), (-1, self.heads, size, self.head_width))
         by_token = ()

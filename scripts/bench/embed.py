@@ -29,7 +29,7 @@ __all__ = ["BENCHMARK"]
 
 _RANKS = 8
 _SENTENCES = 2048
-_INSTANCES = 64
+_INSTANCES = 64  # in a request: what several of them have of one length makes a step
 _IN_FLIGHT = 32
 _ROUNDS = 5
 
@@ -53,7 +53,7 @@ def _run(bench: Bench) -> Iterator[Row]:
 
     def as_a_job() -> float:
         out = bench.folder("jobs") / f"{SERVABLE}-{next(numbers)}"
-        job = Job.create(file, out, SERVABLE, METHOD, results="embeddings.npy")
+        job = Job.create(file, out, SERVABLE, METHOD, results="embeddings.npy", rows_per_request=_INSTANCES)
         began = time.perf_counter()
         job.run(bench.broker_url)
         seconds = time.perf_counter() - began

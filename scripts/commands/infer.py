@@ -30,8 +30,8 @@ VALUE is JSON, or names a file:
     rankmq infer smollm2 chat -i 'prompt="Who are you?"' -i 'options="{}"' --stream
 
 An .npz file with --inputs has one array per input; a .json file has one instance, {"x": VALUE}, or a list of them. \
-Inputs without a dtype become what the graph takes, where that loses nothing. With --stream each part of the answer is a \
-line of JSON, on standard error where the outputs go to a file.
+Inputs without a dtype become what the graph takes, where that loses nothing. With --stream each part of the answer is \
+a line of JSON, on standard error where the outputs go to a file.
 """
 
 

@@ -42,7 +42,7 @@ ASKED = [
 def system(vhosts: Vhosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     done = subprocess.run(
         [sys.executable, "export_model.py"], cwd=EXAMPLE, env=environment(), capture_output=True, text=True, timeout=200
-    )  # 650 MB, which stay there for the next time
+    )  # 540 MB, which stay there for the next time
     assert done.returncode == 0, done.stderr[-3000:]
     logs = tmp_path_factory.mktemp("logs")
     with System(vhosts.url(), EXAMPLE, ["smollm2"], logs, heartbeats_missed=60, load_timeout=240) as system:

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pika
 import pytest
 from rankmq.engine import Job, topology
 from rankmq.engine.jobs import desk, runner
 from rankmq.engine.jobs.status import JobStatus
-from rankmq.schemas.errors import BrokerUnavailable, JobStopped, QueueFull, RankmqError
+from rankmq.schemas.errors import BrokerUnavailable, ConfigurationError, JobStopped, QueueFull, RankmqError
 from rankmq.schemas.limits import Limits
 from rankmq.schemas.messages import ErrorInfo, Reply, Request
 from rankmq.schemas.plain import array_of
@@ -292,6 +293,36 @@ def test_cancelled_requests_are_given_up_by_the_engine_too(broker_url: str, tmp_
         assert {p.correlation_id for p in it.cancels} <= {f"{job.id}.{first}.0" for first in range(5, COUNT, 5)}
     assert values(tmp_path) == [0, 2, 4, 6, 8]
     assert lines(tmp_path, "errors.jsonl") == []
+
+
+def test_results_that_cannot_be_written_wait_and_need_no_broker_any_more(broker_url: str, tmp_path: Path) -> None:
+    nobody = f"amqp://guest:guest@127.0.0.1:{free_port('127.0.0.1')}"
+    with answering(broker_url, doubled) as it:
+        job = make(tmp_path, it)
+        (tmp_path / "out" / "results.jsonl.part").mkdir()
+        with pytest.raises(JobStopped, match=r"results\.jsonl cannot be written"):
+            job.run(broker_url)
+    assert job.status().state == "finalizing"
+    assert "cannot be written" in job.status().reason
+    (tmp_path / "out" / "results.jsonl.part").rmdir()
+    assert job.run(nobody, connect_timeout=0.1).state == "completed"
+    assert values(tmp_path) == list(range(0, 2 * COUNT, 2))
+
+
+def test_results_of_different_shapes_go_into_a_file_that_can_hold_them(broker_url: str, tmp_path: Path) -> None:
+    def answer(request: Request) -> Reply:
+        return Reply(outputs=[{"y": from_array(np.arange(number % 3))} for number in numbers(request)])
+
+    with answering(broker_url, answer) as it:
+        job = make(tmp_path, it, results="results.npz")
+        with pytest.raises(JobStopped, match=r"--results results\.jsonl"):
+            job.run(broker_url)
+    with pytest.raises(ConfigurationError, match="what kind of file"):
+        job.run(broker_url, results="results.csv")
+    assert job.run(broker_url, results="results.jsonl").state == "completed"
+    assert values(tmp_path) == [list(range(number % 3)) for number in range(COUNT)]
+    with pytest.raises(ConfigurationError, match="is completed"):
+        job.run(broker_url, results="again.jsonl")
 
 
 def test_a_broker_that_is_not_there(tmp_path: Path) -> None:

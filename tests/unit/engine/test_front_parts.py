@@ -1,0 +1,56 @@
+"""Given a broker that takes nothing, or is behind, when a part is to be sent, then it is dropped and not kept."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from rankmq.engine.connection import Properties
+from rankmq.engine.delivery import Delivery
+from rankmq.engine.front import Front
+from rankmq.schemas.errors import ConnectionLost
+
+
+class Channel:
+    def __init__(self, *, blocked: bool = False, unconfirmed: int = 0, lost: bool = False) -> None:
+        self.blocked, self.unconfirmed, self.lost = blocked, unconfirmed, lost
+        self.published: list[tuple[str, str, bytes, Properties, bool]] = []
+
+    def publish(self, exchange, key, body, properties, *, mandatory=True, then=None):
+        if self.lost:
+            raise ConnectionLost("gone")
+        assert then is None, "nobody waits for what becomes of it"
+        self.published.append((exchange, key, body, properties, mandatory))
+
+
+def tell(channel: Channel, **asked: object) -> None:
+    async def run() -> None:
+        front = Front(channel, None, None, None)
+        front.part(Delivery(b"", 1, "", "", False, Properties(**asked)), b"body", "application/json")
+
+    asyncio.run(run())
+
+
+def test_a_part_is_transient_and_names_its_question():
+    channel = Channel(unconfirmed=10)
+    tell(channel, reply_to="q", correlation_id="c", message_id="m")
+    tell(channel, reply_to="q", message_id="m")
+    (exchange, key, body, properties, mandatory), (*_, second, _) = channel.published
+    assert (exchange, key, body, mandatory) == ("", "q", b"body", False)
+    assert (properties.type, properties.delivery_mode, properties.content_type) == ("part", 1, "application/json")
+    assert (properties.correlation_id, second.correlation_id) == ("c", "m")
+    assert properties.message_id is None, "the answer's id is not used up"
+
+
+@pytest.mark.parametrize("state", [{"blocked": True}, {"unconfirmed": 100_000}, {"lost": True}])
+def test_it_is_dropped_where_it_cannot_be_sent_at_once(state):
+    channel = Channel(**state)
+    tell(channel, reply_to="q")
+    assert channel.published == []
+
+
+@pytest.mark.parametrize("reply_to", [None, b"\xff"])
+def test_it_is_dropped_where_nobody_can_be_told(reply_to):
+    channel = Channel()
+    tell(channel, reply_to=reply_to)
+    assert channel.published == []
