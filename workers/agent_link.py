@@ -46,6 +46,7 @@ __all__ = ["AgentLink", "RankWork"]
 log = logging.getLogger(__name__)
 
 _REGISTER_AGAIN_SECONDS = 1.0
+_BROKER_HEARTBEAT = 30  # seconds: no thread may run while a graph is compiled; the dead are found faster in other ways
 _MESSAGE = Properties(content_type=codec.MSGPACK)
 _OVERHEAD = 4096
 
@@ -187,6 +188,7 @@ class AgentLink:
                     settings.address(),
                     name=f"rankmq agent {config.group} rank {config.rank}",
                     patience=patience,
+                    heartbeat=_BROKER_HEARTBEAT,
                     stopped=self._closing.is_set,
                 )
                 patience = settings.reconnect_timeout
