@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Packing"]
 
-_SHARE_SECONDS = 0.03
+_SHARE_SECONDS = 0.06
 """A request is worth so much of the whole group's time: short enough not to keep others waiting, long enough that what
 a request costs by itself does not count for much."""
 

@@ -73,9 +73,9 @@ def test_a_request_is_worth_a_little_of_the_ranks_time() -> None:
     packing = Packing()
     for _ in range(20):
         packing.measured(1000.0)
-    assert packing.rows == 30
+    assert packing.rows == 60
     packing.measured(0.5)
-    assert packing.rows == 15
+    assert packing.rows == 30
     for _ in range(20):
         packing.measured(0.5)
     assert packing.rows == 1
