@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import uuid
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from rankmq.engine import topology
 from rankmq.engine.address import BrokerAddress
 from rankmq.engine.confirms import Outcome
-from rankmq.engine.connection import Properties
+from rankmq.engine.connection import Connection, Properties
 from rankmq.engine.topology import Binding, Exchange, Queue
 from rankmq.schemas.errors import (
     LimitExceeded,
@@ -270,3 +271,14 @@ async def test_nested_far_too_deeply_to_be_passed_on(address, name):
         with pytest.raises(LimitExceeded):
             channel.publish("", name, b"", Properties(headers={"h": value}))
         assert await channel.publish_confirmed("", name, b"") is Outcome.RETURNED
+
+
+@run
+async def test_a_connection_on_which_nothing_happens_but_heartbeats_stays(broker_url):
+    connection = await Connection.open(BrokerAddress.parse(broker_url), name="a test", heartbeat=1)
+    try:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(connection.closed), 4)
+        assert connection.is_open
+    finally:
+        await connection.close()

@@ -202,7 +202,7 @@ def test_no_space_left_loses_nothing(begun: tuple[Path, Desk, Asking], monkeypat
 
 
 def test_an_id_that_comes_twice_fails_the_second_time(tmp_path: Path) -> None:
-    make(tmp_path, [json.dumps({"custom_id": it, "x": 1}) for it in ("a", "b", "a")] + ['{"x": 1}'])
+    make(tmp_path, [json.dumps({"custom_id": it, "x": 1}) for it in ("a", "b", "a")] + ['{"x": 1}'], rows_per_request=9)
     with closing(Desk(tmp_path / "out")) as desk:
         (asking,) = desk.step([], Room(1)).asking
         desk.step([answer(asking, {})], Room())
@@ -217,13 +217,13 @@ def test_an_id_that_comes_twice_fails_the_second_time(tmp_path: Path) -> None:
 def test_rows_with_a_dtype_and_rows_without_do_not_travel_together(tmp_path: Path) -> None:
     """The engine converts all rows of a request if one has no dtype: a row's result must not depend on its company."""
     typed = '{"x": {"dtype": "float32", "data": 1}}'
-    make(tmp_path, [typed, typed, '{"x": 1}', typed])
+    make(tmp_path, [typed, typed, '{"x": 1}', typed], rows_per_request=9)
     with closing(Desk(tmp_path / "out")) as desk:
         assert [it.rows for it in desk.step([], Room(9)).asking] == [2, 1, 1]
 
 
 def test_a_row_that_no_broker_takes_fails_alone(tmp_path: Path) -> None:
-    make(tmp_path, ['{"x": 1}', json.dumps({"x": "a" * 9000}), '{"x": 3}'])
+    make(tmp_path, ['{"x": 1}', json.dumps({"x": "a" * 9000}), '{"x": 3}'], rows_per_request=9)
     with closing(Desk(tmp_path / "out", max_message=8000)) as desk:
         (asking,) = desk.step([], Room(1)).asking
         assert rows_of(asking) == [1, 3]
