@@ -26,6 +26,7 @@ class Shortcuts:
 
     Attributes:
         plain_transport: the driver's class of transports without TLS.
+        without_properties: the consumers that do not want the properties of their messages, which then are None.
         confirmed: by channel, who is told what the broker says of publishes: tag, multiple, positive.
     """
 
@@ -42,6 +43,7 @@ class Shortcuts:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.confirmed: dict[int, Callable[[int, bool, bool], None]] = {}
+        self.without_properties: set[str] = set()
         self._writing = threading.Lock()
         self._cutter, self._assembler, self._outbox = FrameCutter(), Assembler(), Outbox()
         super().__init__(*args, **kwargs)
@@ -63,7 +65,7 @@ class Shortcuts:
         content = self._assembler.takes(frame)
         if content is None:
             return False
-        if frame[0] == _HEADER:
+        if frame[0] == _HEADER and content.consumer_tag not in self.without_properties:
             content.properties = self._read_frame()[1].properties
         if content.is_complete:
             channel = self._channels.get(content.channel)

@@ -147,6 +147,7 @@ class Channel:
         offset: int | float | str | None = None,
         cancelled: Callable[[], None] | None = None,
         prefetch: int | None = None,
+        properties: bool = True,
     ) -> str:
         """Starts a consumer; `handler` runs on the loop for each message.
 
@@ -158,15 +159,14 @@ class Channel:
             offset: of a stream, where to begin: an entry's number, seconds since 1970 as a float, or "first", "next".
             cancelled: called when the broker ends the consumer, as when the queue is deleted.
             prefetch: how many deliveries it may hold unacknowledged, 0 for any number; None for the channel's own.
+            properties: whether they are wanted; else they are None in all deliveries.
 
         Returns:
             The consumer's tag.
         """
 
-        def on_message(_: Any, method: Any, properties: Any, body: bytes) -> None:
-            handler(
-                Delivery(body, method.delivery_tag, method.exchange, method.routing_key, method.redelivered, properties)
-            )
+        def on_message(_: Any, it: Any, found: Any, body: bytes) -> None:
+            handler(Delivery(body, it.delivery_tag, it.exchange, it.routing_key, it.redelivered, found))
 
         tag: list[str] = []
 
@@ -188,6 +188,8 @@ class Channel:
                     callback=callback,
                 )
             )
+            if not properties:
+                self._connection.leave_out_properties(tag[0])
 
         self._driver.add_on_cancel_callback(on_cancel)
         if prefetch is not None:

@@ -321,6 +321,10 @@ class Connection:
         """Acknowledges a delivery on one of the driver's channels; for `Channel`."""
         self._open_driver().acknowledge(channel, tag, multiple=multiple)
 
+    def leave_out_properties(self, consumer_tag: str) -> None:
+        """The messages of a consumer come without their properties; for `Channel`."""
+        self._open_driver().without_properties.add(consumer_tag)
+
     def tell_confirms(self, channel: Any, told: Callable[[int, bool, bool], None]) -> None:
         """Has somebody told what the broker says of publishes on one of the driver's channels: tag, multiple, good."""
         self._open_driver().confirmed[channel.channel_number] = told

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..schemas.messages import RankReply
 from .batcher import Batch, Row, age
@@ -17,6 +17,9 @@ from .ledger import Finished, StepLedger
 from .stages import stage_ranks
 
 __all__ = ["Conveyor", "Flight"]
+
+
+_NOTHING = UnderWay()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -53,7 +56,7 @@ class Conveyor:
         self._ranks = [stage_ranks(stage, size, stages) for stage in range(stages)]
         self._ledger: StepLedger[Flight] = StepLedger(epoch, range(size), window)
         self._waiting: list[deque[Flight]] = [deque() for _ in range(stages)]
-        self._newest = UnderWay()
+        self._newest = _NOTHING
         self._ahead: list[int | None] = [None] * stages
         self._over = False
 
@@ -68,8 +71,8 @@ class Conveyor:
 
     def under_way(self) -> UnderWay:
         """What the ranks of the first stage have to go on with."""
-        ahead = self._ahead_of(0)
-        return replace(self._newest, steps=ahead) if ahead else UnderWay()
+        ahead, newest = self._ahead_of(0), self._newest
+        return UnderWay(ahead, newest.rows, newest.lasts, newest.ends) if ahead else _NOTHING
 
     def began(self, rows: int, lasts: float, now: float) -> None:
         """A batch of so many rows was sent to the first stage.

@@ -150,7 +150,7 @@ class GroupLink(GroupPorts):
         await channel.declare(topology.group_exchanges(self.group, self._subgraphs))
         await channel.declare(topology.orchestrator_queues(self.group))
         for queue in (topology.control_queue(self.group), topology.results_queue(self.group)):
-            await channel.consume(queue, self._on_message, no_ack=True, exclusive=True)
+            await channel.consume(queue, self._on_message, no_ack=True, exclusive=True, properties=False)
 
     def release(self) -> None:
         """Lets a standby have the group at once."""

@@ -120,7 +120,8 @@ class Starting:
         if isinstance(entry, Method) and not servable.slots:
             if rows:
                 places = [index for index, _ in rows]
-                context = replace(context, parts=tuple(it.begin() for it in parts.values()))
+                if parts:
+                    context = replace(context, parts=tuple(it.begin() for it in parts.values()))
                 MethodRun(self._calls, context, entry, [row for _, row in rows], self._settler(open_, places)).start()
             return
         for index, row in rows:

@@ -221,7 +221,7 @@ class AgentLink:
         await channel.declare((*topology.inner(), *topology.group_exchanges(config.group, count)))
         await channel.declare(topology.rank_bindings(config.group, config.rank, config.agent, count))
         queue = topology.rank_queue(config.group, config.rank, config.agent)
-        await channel.consume(queue, self._on_message, no_ack=True, exclusive=True)
+        await channel.consume(queue, self._on_message, no_ack=True, exclusive=True, properties=False)
         self._max_message = connection.max_message
         # What a step gave needs no word from the broker: if it is lost, the step is overdue, or the connection gone.
         self._results = await connection.channel(confirm=False, vital=True)

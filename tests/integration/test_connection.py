@@ -282,3 +282,16 @@ async def test_a_connection_on_which_nothing_happens_but_heartbeats_stays(broker
         assert connection.is_open
     finally:
         await connection.close()
+
+
+@run
+async def test_a_consumer_that_does_not_want_properties(broker_url):
+    async with channels(BrokerAddress.parse(broker_url)) as (channel,):
+        queue = await channel.reply_queue()
+        found: list[tuple[bytes, object]] = []
+        await channel.consume(queue, lambda it: found.append((it.body, it.properties)), no_ack=True, properties=False)
+        properties = Properties(headers={"when": [1, {"a": None}]}, message_id="m")
+        for body in (b"", b"x" * 200_000):
+            assert await channel.publish_confirmed("", queue, body, properties) is Outcome.CONFIRMED
+        await until(lambda: len(found) == 2)
+        assert found == [(b"", None), (b"x" * 200_000, None)]
