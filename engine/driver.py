@@ -162,7 +162,7 @@ class GroupDriver:
         life.watch(give_up)
         if self._began_once:
             self._admit(ticket)
-            self.pump()
+            self._ports.pump_soon()
         else:
             self._early.append(ticket)  # the ranks that come to serve may have other graphs than those that first try
 

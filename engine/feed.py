@@ -145,8 +145,10 @@ class Feed:
         if self._waits:
             wait = self._servable.model_of(oldest.subgraph).max_wait
             whole = min(whole, self._max_rows(oldest.subgraph)) if wait else whole
-        waiting = self._batcher.waiting_rows
-        when = begins_at(conveyor.under_way(), waiting=waiting, whole=whole, wait_until=oldest.since + wait, now=now)
+        waiting, under_way = self._batcher.waiting_rows, conveyor.under_way()
+        if oldest.loop is not None and under_way.steps:
+            return False  # rows of that step may be for the same loop, and would have to wait for the end of its slice
+        when = begins_at(under_way, waiting=waiting, whole=whole, wait_until=oldest.since + wait, now=now)
         if now < when < NEVER:
             self._wake_at(when)
         return when <= now

@@ -27,6 +27,9 @@ class GroupPorts(Protocol):
     def plane(self) -> PlaneWriter | None:
         """The memory that is shared with all ranks of the epoch that begins; None where there is none."""
 
+    def pump_soon(self) -> None:
+        """Has `GroupDriver.pump` called when all that has come at once has been heard: it may share a step."""
+
     def wake_at(self, when: float) -> None:
         """Has `GroupDriver.pump` called at a time of the driver's clock."""
 

@@ -112,6 +112,7 @@ class GroupLink(GroupPorts):
         self._subgraphs = servable.subgraph_count or 0
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._pumping = False
 
     @property
     def ready(self) -> bool:
@@ -261,6 +262,17 @@ class GroupLink(GroupPorts):
             self._channel.publish(exchange, tag, body, Properties(content_type=codec.MSGPACK), then=then)
         except ConnectionLost as error:
             log.debug("not sent to %s: %s", tag, error.message)  # the session ends with its connection
+
+    def pump_soon(self) -> None:
+        """Has `GroupDriver.pump` called in the next turn of the loop."""
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump_once)
+
+    def _pump_once(self) -> None:
+        self._pumping = False
+        with self._owner.guarded():
+            self.driver.pump()
 
     def wake_at(self, when: float) -> None:
         """Has `GroupDriver.pump` called at a time of the loop's clock."""

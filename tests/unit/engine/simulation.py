@@ -239,6 +239,9 @@ class World:
     def blobs(self) -> None:
         return None
 
+    def pump_soon(self) -> None:
+        self.driver.pump()
+
     def wake_at(self, when: float) -> None:
         assert when > self.clock()
         self.wakes = min(when, self.wakes)
