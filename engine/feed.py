@@ -155,8 +155,10 @@ class Feed:
 
     def _turns(self, batch: Batch) -> tuple[int, ...]:
         """How many turns of a loop each row of a batch runs, in a step that ends in time; none where it is no loop."""
-        wanted = batch.turns
-        most = self._pace.turns(batch.subgraph, len(batch), max(wanted, default=0)) if wanted else 0
+        wanted, loop = batch.turns, batch.loop
+        if loop is None:
+            return ()
+        most = self._pace.turns(batch.subgraph, len(batch), max(wanted), loop.slice_seconds)
         return tuple(min(turns, most) for turns in wanted)
 
     def _issue(self, conveyor: Conveyor, flight: Flight) -> bool:

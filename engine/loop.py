@@ -23,16 +23,25 @@ class Loop:
         until: the output that is not zero for a row that is done.
         collect: the outputs that are kept of every turn.
         last: the outputs that are kept of the last turn.
+        slice_seconds: about how long a slice may take; None: as long as it takes.
     """
 
     feed: tuple[tuple[Name, Name], ...]
     until: Name | None
     collect: tuple[Name, ...]
     last: tuple[Name, ...]
+    slice_seconds: float | None = None
 
 
 def loop_of(
-    error: Callable[[str], ServableError], *, arguments: int, feed: Any, until: Any, collect: Any, last: Any
+    error: Callable[[str], ServableError],
+    *,
+    arguments: int,
+    feed: Any,
+    until: Any,
+    collect: Any,
+    last: Any,
+    slice_seconds: Any = None,
 ) -> Loop:
     """The loop that a configuration asks for, as far as it can be checked without the graph.
 
@@ -43,6 +52,7 @@ def loop_of(
         until: an output, or None.
         collect: an output, or a list of them.
         last: likewise.
+        slice_seconds: a number, or None.
 
     Raises:
         ServableError: something that is no name, an argument that is not there, or nothing that is kept.
@@ -59,7 +69,11 @@ def loop_of(
     collected, lasting = _names(error, "collect", collect), _names(error, "last", last)
     if not collected and not lasting:
         raise error("it gives nothing: name outputs to collect of every turn (collect=), or of the last one (last=)")
-    return Loop(tuple(feed.items()), until, collected, lasting)
+    if slice_seconds is not None and (
+        not isinstance(slice_seconds, int | float) or isinstance(slice_seconds, bool) or not 0 < slice_seconds <= 60
+    ):
+        raise error(f"slice_seconds must be a number above 0, and up to 60, not {slice_seconds!r}")
+    return Loop(tuple(feed.items()), until, collected, lasting, slice_seconds)
 
 
 def _names(error: Callable[[str], ServableError], word: str, given: Any) -> tuple[Name, ...]:

@@ -69,6 +69,7 @@ class LoopPlan:
         until: the output with the flag.
         collect: the outputs that are kept of every turn.
         last: the outputs that are kept of the last turn.
+        slice_seconds: as in `Loop`.
     """
 
     feed: tuple[tuple[int, int], ...]
@@ -76,6 +77,7 @@ class LoopPlan:
     until: int | None
     collect: tuple[int, ...]
     last: tuple[int, ...]
+    slice_seconds: float | None = None
 
     @property
     def sent(self) -> tuple[int, ...]:
@@ -204,6 +206,7 @@ def plan_loop(loop: Loop, plan: SubgraphPlan, *, slots: bool) -> LoopPlan:
         None if until is None else until.index,
         tuple(output.index for output in collect),
         tuple(output.index for output in last),
+        loop.slice_seconds,
     )
 
 

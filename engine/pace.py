@@ -45,19 +45,21 @@ class Pace:
         self._seconds[subgraph] = max(self._seconds.get(subgraph, 0.0), self._timeout / rows)
         self._turns.pop(subgraph, None)
 
-    def turns(self, subgraph: int, rows: int, most: int) -> int:
+    def turns(self, subgraph: int, rows: int, most: int, seconds: float | None = None) -> int:
         """How many turns of a loop a step of so many rows may have; at least 1, and 1 where nothing is known.
 
         Args:
             subgraph: its number.
             rows: how many rows run together.
             most: as many as it may have where they are quick.
+            seconds: how long they may take, where that is said.
         """
+        allowed = self._allowed if seconds is None else min(self._allowed, seconds)
         known = self._turns.get(subgraph)
         if known is None:
             return 1
         turn = known[0] * max(1.0, rows / known[1])  # fewer rows may take as long
-        return most if turn * most <= self._allowed else max(1, int(self._allowed / turn))
+        return most if turn * most <= allowed else max(1, int(allowed / turn))
 
     def expected(self, subgraph: int, rows: int, turns: int = 0) -> float:
         """How many seconds a step of so many rows and turns is expected to take; 0 where nothing is known."""

@@ -215,6 +215,7 @@ def repeat(
     at_most: int | None = None,
     subgraph: int = 0,
     slice_turns: int = 8,
+    slice_seconds: float | None = None,
     tag: str | None = None,
     stream: Callable[..., Mapping[str, Any] | None] | None = None,
     stream_args: Sequence[Any] = (),
@@ -240,6 +241,8 @@ def repeat(
         at_most: the largest `times` that a request may ask for, where they come with it.
         subgraph: its number.
         slice_turns: how many turns the ranks run at most before other rows can join; fewer, where they are slow.
+        slice_seconds: about how long such a slice may take: with it, `slice_turns` may be large, for ranks that are
+            quick, and newcomers do not wait for long all the same.
         tag: a word for it, of your own.
         stream: a function that makes a part of the answer, for requests that ask for parts: a dict of named outputs, as
             `send_part` takes them, or None for nothing now. It is called with `stream_args`, and then with all that the
@@ -270,7 +273,8 @@ def repeat(
         raise trace.error(f"stream is a function, not {stream!r}")
     if not isinstance(stream_args, list | tuple) or (stream_args and stream is None):
         raise trace.error(f"stream_args is a list of what the function stream is given, not {stream_args!r}")
-    loop = loop_of(trace.error, arguments=len(args), feed=feed, until=until, collect=collect, last=last)
+    names = {"feed": feed, "until": until, "collect": collect, "last": last}
+    loop = loop_of(trace.error, arguments=len(args), **names, slice_seconds=slice_seconds)
     return trace.add_repeat(
         subgraph,
         args,

@@ -69,6 +69,8 @@ def generate(prompt, new_tokens):
         at_most=CONTEXT,
         feed={"token": 0, "position": 1},
         collect=0,
+        slice_turns=32,
+        slice_seconds=0.15,  # and so newcomers wait no longer than that
     )
     tokens = register.call_postprocess(join, token, rest)
     return tokens

@@ -1,5 +1,8 @@
 """Given how long steps took, when the next is planned, then it ends well within the time that it has."""
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rankmq.engine.pace import Pace
 
 
@@ -31,3 +34,24 @@ def test_after_a_slice_that_was_overdue_the_next_is_one_turn():
     assert pace.turns(0, rows=1, most=50) == 50
     pace.overdue(0, rows=1)
     assert pace.turns(0, rows=1, most=50) == 1
+
+
+@given(st.floats(1e-4, 2.0), st.integers(1, 500), st.floats(0.01, 60.0))
+def test_a_slice_takes_no_longer_than_it_may(turn, most, seconds):
+    pace = Pace(60.0)
+    pace.ran(0, 4, turn * 10, turns=10)
+    turns = pace.turns(0, 4, most, seconds)
+    assert 1 <= turns <= most
+    assert turns == 1 or turns * turn <= seconds * (1 + 1e-9)
+    assert turns == most or (turns + 1) * turn > min(seconds, 12.0) * (1 - 1e-9)
+
+
+def test_what_a_step_is_expected_to_take():
+    pace = Pace(60.0)
+    assert pace.expected(0, 10) == 0.0
+    pace.ran(0, 10, 0.5)
+    assert pace.expected(0, 20) == pytest.approx(1.0)
+    pace.ran(1, 4, 0.8, turns=8)
+    assert pace.expected(1, 4, 10) == pytest.approx(1.0)
+    assert pace.expected(1, 2, 10) == pytest.approx(1.0)  # fewer rows may take as long
+    assert pace.expected(1, 8, 10) == pytest.approx(2.0)
