@@ -92,8 +92,24 @@ def parse_line(line: bytes) -> tuple[str | None, Mapping[str, Any]]:
     for name in _ENVELOPE:
         inner = found.get(name)
         if isinstance(inner, dict) and not {"dtype", "data"} <= inner.keys():  # those of a tensor
-            return custom_id, inner
+            return custom_id, _Enveloped(name, inner)
     return custom_id, found
+
+
+class _Enveloped(dict[str, Any]):
+    """The columns in an envelope; under the name of the envelope, where that is asked for, all of it as JSON text."""
+
+    def __init__(self, name: str, inner: Mapping[str, Any]) -> None:
+        super().__init__(inner)
+        self._name = name
+
+    def __contains__(self, column: object) -> bool:
+        return super().__contains__(column) or column == self._name
+
+    def __missing__(self, column: str) -> str:
+        if column != self._name:
+            raise KeyError(column)
+        return msgspec.json.encode(dict(self)).decode()
 
 
 def _kind(value: object) -> str:

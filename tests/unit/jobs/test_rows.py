@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rankmq.engine.jobs.columns import Columns, Mapped
 from rankmq.engine.jobs.inputs import fingerprint, open_rows, spool
 from rankmq.engine.jobs.places import Place
 from rankmq.engine.jobs.rows import Row
-from rankmq.engine.jobs.rows_jsonl import JsonLines
-from rankmq.schemas.errors import ConfigurationError, JobStopped, RankmqError
+from rankmq.engine.jobs.rows_jsonl import JsonLines, parse_line
+from rankmq.schemas.errors import ConfigurationError, InvalidInput, JobStopped, RankmqError
 
 X = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
 NAMES = [f"n{it}" for it in range(10)]
@@ -282,3 +283,16 @@ def test_standard_input_is_kept_as_a_whole(tmp_path: Path) -> None:
     spool(tmp_path / "in.jsonl", io.BytesIO(data))
     assert (tmp_path / "in.jsonl").read_bytes() == data
     assert [it.name for it in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_whole_body_is_a_column_where_that_is_asked_for() -> None:
+    body = {"messages": [{"role": "user", "content": "Hellö"}], "max_tokens": 3}
+    _, values = parse_line(json.dumps({"custom_id": "a", "url": "/v1", "body": body}).encode())
+    assert dict(values) == body, "by itself it is none"
+    made = Columns([Mapped.parse("body"), Mapped.parse("n=max_tokens")], None).input_of(values)
+    assert json.loads(str(made.values["body"])) == body
+    assert made.values["n"] == 3
+    with pytest.raises(InvalidInput, match="no column 'inputs'"):
+        Columns([Mapped.parse("inputs")], None).input_of(values)
+    _, values = parse_line(json.dumps({"body": {"body": [1, 2]}}).encode())
+    assert Columns([Mapped.parse("body")], None).input_of(values).values == {"body": [1, 2]}
