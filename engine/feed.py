@@ -23,6 +23,9 @@ __all__ = ["Feed", "settle"]
 _UNSTACKED_ROWS = 64
 """Most rows in a step of a graph without a batch dimension: they run back to back, and others wait meanwhile."""
 
+_UNSTACKED_SECONDS = 0.05
+"""About how long such a step takes at most: beyond that more rows gain nothing, and what is more urgent waits."""
+
 _STACKED_ROWS = 1024
 """Most rows in a step of a graph with a batch dimension of any size, where the configuration does not say."""
 
@@ -68,7 +71,9 @@ class Feed:
         static = [plan.static_rows for plan in stages if plan.static_rows is not None]
         if static:
             return min(wanted or static[0], *static)  # it takes as long with fewer
-        return self._pace.rows(subgraph, (wanted or _STACKED_ROWS) if stages[0].stacked else _UNSTACKED_ROWS)
+        if stages[0].stacked:
+            return self._pace.rows(subgraph, wanted or _STACKED_ROWS)
+        return self._pace.rows(subgraph, _UNSTACKED_ROWS, _UNSTACKED_SECONDS)
 
     # ---------------------------------------------------------------------------------------------- rows that wait
 

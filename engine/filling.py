@@ -52,10 +52,11 @@ def begins_at(under_way: UnderWay, *, waiting: int, whole: int, wait_until: floa
     Returns:
         `now`, a time to look again, or `NEVER`.
     """
+    if under_way.steps >= _MOST_STEPS:
+        # Rows that are more urgent may still come, and would find all these before them. Short steps go by the way.
+        return now if waiting >= whole and under_way.ends - now < LEAD_SECONDS else NEVER
     if waiting >= whole:
         return now
-    if under_way.steps >= _MOST_STEPS:
-        return NEVER
     if under_way.steps == 0:
         return max(now, wait_until)
     if under_way.lasts < LEAD_SECONDS:

@@ -68,12 +68,13 @@ class Pace:
             return known[0] * turns * max(1.0, rows / known[1])
         return self._seconds.get(subgraph, 0.0) * rows
 
-    def rows(self, subgraph: int, most: int) -> int:
+    def rows(self, subgraph: int, most: int, seconds: float | None = None) -> int:
         """How many rows a step may have; at least 1.
 
         Args:
             subgraph: its number.
             most: as many as it may have where nothing is known, or they are quick.
+            seconds: how long they may take, where that is said.
         """
-        seconds = self._seconds.get(subgraph, 0.0)
-        return most if seconds * most <= self._allowed else max(1, int(self._allowed / seconds))
+        row, allowed = self._seconds.get(subgraph, 0.0), self._allowed if seconds is None else seconds
+        return most if row * most <= allowed else max(1, int(allowed / row))

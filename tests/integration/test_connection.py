@@ -244,7 +244,7 @@ async def test_headers_that_the_driver_cannot_read(address, name, monkeypatch):
     "properties",
     [
         {"message_id": "m" * 256},
-        {"headers": {"h": object()}},
+        {"headers": {"h": Ellipsis}},
         {"headers": {"h" * 256: 1}},
         {"headers": {"h": 2**63}},
         {"priority": 256},
