@@ -37,6 +37,7 @@ _WAITING = (10, 100, 1_000, 10_000, 100_000)
 _QUICK_WAITING = (10, 1_000, 2_000)
 _FEW = 1_000
 _SECONDS = 4.0
+_REMEMBERED = 50_000
 _IN_FLIGHT = 8
 _LOOK_SECONDS = 0.02
 
@@ -79,6 +80,10 @@ def _served(bench: Bench, ranks: int, size: int, waiting: int = 0) -> tuple[floa
         with RunningEngine(bench, _echo(bench, ranks), _SERVABLE) as engine:
             bench.say(f"{ranks} {'rank' if ranks == 1 else 'ranks'}, {size:,} bytes, {waiting:,} waiting")
             orchestrator, group = engine.group()
+            if (
+                waiting
+            ):  # what is remembered of answers grows up to a bound, with what was answered and not with what waits
+                producer.ask(REQUESTS, _SERVABLE, _IN_FLIGHT, most=bench.count(_REMEMBERED))
             with _Memory([orchestrator]) as mine, _Memory([rank.pid for rank in group.ranks]) as of_ranks:
                 if waiting:
                     answers = producer.flood(REQUESTS, _SERVABLE, waiting, seconds=seconds)
