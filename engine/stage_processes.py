@@ -25,6 +25,7 @@ from . import logs
 from .functions import FunctionCaller, run_function
 from .loader import load_servable
 from .servable import FunctionStage, Servable
+from .short_sockets import keep_sockets_short
 from .ticket import RowResult
 
 __all__ = ["StageAddress", "StageProcesses"]
@@ -124,6 +125,7 @@ class StageProcesses:
             if self._closed:
                 raise RuntimeError("closed")
             if self._pool is None:
+                keep_sockets_short()
                 context = multiprocessing.get_context("forkserver")
                 context.set_forkserver_preload([__name__])
                 self._pool = ProcessPoolExecutor(self.count, context, _begin, (self._given, self._level))

@@ -127,6 +127,7 @@ def _launch(parent: _Parent, order: dict[str, Any]) -> None:
     import multiprocessing
     from multiprocessing import forkserver
 
+    from ..engine.short_sockets import keep_sockets_short
     from ..schemas.messages import GroupId
     from .agent_process import executor_kind, preload
     from .launcher import Launcher
@@ -138,6 +139,7 @@ def _launch(parent: _Parent, order: dict[str, Any]) -> None:
         for it in order["servables"]
         if it["files"]
     }
+    keep_sockets_short()
     # The server imports what the ranks need while the broker still boots.
     kinds = {executor_kind(of_rank) for ranks in files.values() for of_rank in ranks.values()}
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload(kinds))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.settings import Settings
+from ..engine.short_sockets import keep_sockets_short
 from ..schemas.errors import BrokerUnavailable, ConnectionLost, GroupError, OperatorError, from_wire
 from ..schemas.messages import GroupId, RankExited
 from .agent import RESTART, AgentConfig
@@ -75,6 +76,7 @@ class Launcher:
             for group, ranks in files.items()
             for rank, paths in sorted(ranks.items())
         ]
+        keep_sockets_short()
         self._context = multiprocessing.get_context("forkserver")
         self._schedulers: dict[GroupId, ForkServerProcess] = {}
         self._reporter = Reporter(settings)

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
+from ....engine.short_sockets import keep_sockets_short
 from ....schemas.errors import OperatorError
 
 __all__ = ["Child", "Children", "Line", "prepare"]
@@ -29,6 +30,7 @@ def prepare(mindspore: bool) -> None:
     Args:
         mindspore: whether some of them run graphs of MindSpore.
     """
+    keep_sockets_short()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *([_BACKEND] if mindspore else [])])
     # It does not take over our sys.path, and is silent about what it cannot import.

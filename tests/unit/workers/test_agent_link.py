@@ -169,8 +169,8 @@ class Broker:
     async def declare(self, topology: object) -> None:
         pass
 
-    async def consume(self, queue: str, on_message: object, *, no_ack: bool, exclusive: bool) -> None:
-        pass
+    async def consume(self, queue: str, on_message: object, *, no_ack: bool, exclusive: bool, properties: bool) -> None:
+        assert not properties
 
     def publish(
         self, exchange: str, key: str, body: bytes, properties: object, *, then: object, mandatory: bool = True
