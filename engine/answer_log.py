@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import deque
 
 from msgspec import structs
 
@@ -93,11 +94,13 @@ class AnswerLog:
         mark = AnswersSent(orchestrator=self._orchestrator, session=uuid.uuid4().hex, at_ms=_now_ms())
         await self._channel.publish_confirmed("", topology.ANSWERS, codec.encode(mark))
         channel = await self._connection.channel(confirm=False, prefetch=_PREFETCH)
-        entries: list[AnswersSent] = []
+        entries: deque[AnswersSent] = deque()
+        kept = 0
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         begin = self._next_offset
 
         def on_entry(delivery: Delivery) -> None:
+            nonlocal kept
             channel.ack(delivery.tag)
             offset = delivery.headers.get("x-stream-offset")
             if not isinstance(offset, int) or (begin is not None and offset < begin):
@@ -113,6 +116,9 @@ class AnswerLog:
                     done.set_result(None)
             elif (entry.answers or entry.settled) and entry.session != self._session:
                 entries.append(entry)
+                kept += len(entry.answers)
+                while kept - len(entries[0].answers) >= self._answers.most_ids:  # older ones would be forgotten at once
+                    kept -= len(entries.popleft().answers)
 
         since = time.time() - 3600.0 * self._hours if begin is None else begin
         tag = await channel.consume(topology.ANSWERS, on_entry, offset=since)
@@ -131,7 +137,7 @@ class AnswerLog:
         if not done.done():
             log.warning("the log of answers was not read to its end within %g s", _READ_SECONDS)
         await channel.close()
-        return entries
+        return list(entries)
 
     async def _marks(self, sessions: set[str]) -> set[str]:
         """Of other connections, those since whose beginning the broker has not been restarted."""

@@ -69,6 +69,11 @@ class Answers:
         return len(self._known)
 
     @property
+    def most_ids(self) -> int:
+        """How many requests are remembered at most."""
+        return self._most_ids
+
+    @property
     def body_bytes(self) -> int:
         """How many bytes of answers are kept."""
         return self._bytes

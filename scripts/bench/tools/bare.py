@@ -234,6 +234,10 @@ class Producer:
         """Has the broker forget what waits in a queue."""
         self._line.do("queue_purge", queue=queue)
 
+    def delete(self, queue: str) -> None:
+        """Has the broker let go of a queue; one that is not there is no error."""
+        self._line.do("queue_delete", queue=queue)
+
     def _publish(self, turn: _Turn, exchange: str, key: str) -> None:
         request, number = uuid.uuid4().hex, turn.number % len(self._bodies)
         turn.left -= 1
