@@ -134,7 +134,8 @@ class Shortcuts:
                 return False
             sent = 0 if self._outbox else self._send_now(transport, piece)
             if sent < len(piece) and self._outbox.add(piece[sent:]):
-                self.ioloop.call_soon_threadsafe(self._flush)
+                with suppress(RuntimeError):  # the loop has ended, and the connection with it
+                    self.ioloop.call_soon_threadsafe(self._flush)
         return True
 
     def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
@@ -156,7 +157,8 @@ class Shortcuts:
 
     def _send_now(self, transport: Any, piece: bytes) -> int:
         """How many bytes the system took; none where the transport has others to write first."""
-        if not transport.get_write_buffer_size():
+        sock = transport._sock  # which the loop's thread may close meanwhile
+        if sock is not None and not transport.get_write_buffer_size():
             with suppress(OSError):  # which whoever writes the rest meets again
-                return int(transport._sock.send(piece))
+                return int(sock.send(piece))
         return 0

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 from greenlet import getcurrent, greenlet
 
-__all__ = ["Pipelines", "Seat", "current_seat", "waiting"]
+__all__ = ["Pipelines", "Seat", "current_seat", "report_defect", "waiting"]
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ class Pipelines:
             work: must not raise.
         """
         if kind in self._slow or self._quick[kind] < _PROOFS:
-            self._own.submit(self._alone, kind, work).add_done_callback(_report)
+            self._own.submit(self._alone, kind, work).add_done_callback(report_defect)
             return
         now = time.monotonic()
         free = [it for it in self._carriers if not it.is_stuck(now)]
@@ -209,7 +209,7 @@ class Pipelines:
         if free:
             min(free, key=lambda it: (it.busy_since > 0, it.rides)).start(kind, work)
         else:  # whatever it is that holds them up
-            self._own.submit(self._alone, kind, work).add_done_callback(_report)
+            self._own.submit(self._alone, kind, work).add_done_callback(report_defect)
 
     def _alone(self, kind: Hashable, work: Callable[[], None]) -> None:
         """Runs something on a thread of its own, and sees whether it needs one."""
@@ -233,7 +233,8 @@ class Pipelines:
         self._own.shutdown(wait=False, cancel_futures=True)
 
 
-def _report(future: Future[None]) -> None:
+def report_defect(future: Future[None]) -> None:
+    """Logs what a thread of ours raised: what it runs catches everything that a servable can raise."""
     error = future.exception() if not future.cancelled() else None
     if error is not None:
         log.error("a defect on a thread", exc_info=error)

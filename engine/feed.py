@@ -147,7 +147,7 @@ class Feed:
         if oldest is None:
             return self._held is not None
         wait, whole, now = 0.0, _UNSTACKED_ROWS, self._clock()
-        if self._waits:
+        if self._waits and oldest.loop is None:  # a loop's rows come together by themselves, after every slice
             wait = self._servable.model_of(oldest.subgraph).max_wait
             whole = min(whole, self._max_rows(oldest.subgraph)) if wait else whole
         waiting, under_way = self._batcher.waiting_rows, conveyor.under_way()

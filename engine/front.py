@@ -9,7 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Hashable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from ..schemas.errors import ConnectionLost, RankmqError
 from ..schemas.messages import Answered
 from . import topology
 from .answer_log import AnswerLog
-from .carriers import Pipelines
+from .carriers import Pipelines, report_defect
 from .confirms import Outcome
 from .connection import Channel, Properties
 from .dead_headers import deaths_of, headers_of
@@ -274,7 +274,7 @@ class Front(ServicePorts):
         self._in(self._pools.blobs, work, done)
 
     def _in(self, pool: ThreadPoolExecutor, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        pool.submit(self._work, work, done).add_done_callback(_report)
+        pool.submit(self._work, work, done).add_done_callback(report_defect)
 
     def _work(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         result = work()
@@ -308,10 +308,3 @@ def _reply_id(message_id: Any, reply_to: str, correlation: Any) -> str:
         return uuid.uuid4().hex
     text = f"{message_id!r} {reply_to} {correlation!r}"  # of any length, and the id must be short
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
-
-
-def _report(future: Future[None]) -> None:
-    """A thread of ours that raised has a defect: what it ran catches everything that a servable can raise."""
-    error = future.exception()
-    if error is not None:
-        log.error("a defect on a thread", exc_info=error)

@@ -267,23 +267,18 @@ class GroupLink(GroupPorts):
         """Has `GroupDriver.pump` called in the next turn of the loop."""
         if not self._pumping:
             self._pumping = True
-            self._loop.call_soon(self._pump_once)
-
-    def _pump_once(self) -> None:
-        self._pumping = False
-        with self._owner.guarded():
-            self.driver.pump()
+            self._loop.call_soon(self._pump)
 
     def wake_at(self, when: float) -> None:
         """Has `GroupDriver.pump` called at a time of the loop's clock."""
         if self._timer is not None:
-            if not self._timer.cancelled() and self._loop.time() < self._timer.when() <= when:
+            if self._loop.time() < self._timer.when() <= when:
                 return
             self._timer.cancel()
         self._timer = self._loop.call_at(when, self._pump)
 
     def _pump(self) -> None:
-        self._timer = None
+        self._pumping = False
         with self._owner.guarded():
             self.driver.pump()
 

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,15 +89,17 @@ class StageProcesses:
             return run_function(stage, rows, caller)
         size = stage.batch_size if stage.batch_size is not None else -(-len(rows) // self.count)
         pieces = [rows[start : start + (size or len(rows))] for start in range(0, len(rows), size or len(rows))]
+        pool = self._open()
         try:
-            pool = self._open()
-            futures = [pool.submit(_run, address, piece) for piece in pieces]
-        except (BrokenProcessPool, RuntimeError):
-            self._replace()
+            futures = [] if pool is None else [pool.submit(_run, address, piece) for piece in pieces]
+        except (BrokenProcessPool, RuntimeError):  # it has ended, or is ended by somebody else
+            self._replace(pool)
+            pool = None
+        if pool is None:
             return [_gone(stage)] * len(rows)
         results: list[RowResult] = []
         for piece, future in zip(pieces, futures, strict=True):
-            found = self._result(stage, piece, future)
+            found = self._result(pool, stage, piece, future)
             if found is None:
                 log.info("stage %s turns to the engine while it runs: it stays on threads", stage.name)
                 self._here.add(address)
@@ -106,12 +108,16 @@ class StageProcesses:
         return results
 
     def _result(
-        self, stage: FunctionStage, rows: Sequence[tuple[Any, ...]], future: Future[list[_Sent] | None]
+        self,
+        pool: ProcessPoolExecutor,
+        stage: FunctionStage,
+        rows: Sequence[tuple[Any, ...]],
+        future: Future[list[_Sent] | None],
     ) -> list[RowResult] | None:
         try:
             sent = future.result(_LONGEST_SECONDS)
-        except BrokenProcessPool:
-            self._replace()
+        except (BrokenProcessPool, CancelledError):
+            self._replace(pool)
             return [_gone(stage)] * len(rows)
         except TimeoutError:
             return [StageFailed(f"stage {stage.name} was not done within {_LONGEST_SECONDS:g} s")] * len(rows)
@@ -120,22 +126,22 @@ class StageProcesses:
             return [StageFailed(text[:500])] * len(rows)
         return None if sent is None else [_received(it) for it in sent]
 
-    def _open(self) -> ProcessPoolExecutor:
+    def _open(self) -> ProcessPoolExecutor | None:
         with self._lock:
-            if self._closed:
-                raise RuntimeError("closed")
-            if self._pool is None:
+            if self._pool is None and not self._closed:
                 keep_sockets_short()
                 context = multiprocessing.get_context("forkserver")
                 context.set_forkserver_preload([__name__])
                 self._pool = ProcessPoolExecutor(self.count, context, _begin, (self._given, self._level))
             return self._pool
 
-    def _replace(self) -> None:
-        """A process has ended, and with it the others: new ones are made when they are needed."""
+    def _replace(self, pool: ProcessPoolExecutor | None) -> None:
+        """A process has ended, and with it the others of its pool: a new one is made when it is needed."""
         with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
+            is_ours = pool is not None and pool is self._pool  # else somebody has seen to it before
+            if is_ours:
+                self._pool = None
+        if pool is not None and is_ours:
             log.warning("a process for functions of methods has ended; there will be new ones")
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -245,7 +245,7 @@ class Job:
         try:
             self._set_state("in_progress")
             try:
-                desk.reader  # noqa: B018 - opened now: what is wrong with it is said before anything else
+                _ = desk.reader  # opened now: what is wrong with it is said before anything else
                 self._runner = runner(desk)
                 if self._stopped.is_set():
                     return False

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -164,8 +165,8 @@ _Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 def add_to(app: typer.Typer) -> None:
     """Adds the command."""
     commands = {
-        "run": (run, _RUN),
-        "submit": (submit, _SUBMIT),
+        "run": (with_settings("job")(_begins(_run, "Run a job to its end, here.")), _RUN),
+        "submit": (with_settings("job", quiet=True)(_begins(_in_background, _BACKGROUND)), _SUBMIT),
         "status": (status, _STATUS),
         "list": (list_jobs, _LIST),
         "cancel": (cancel, _CANCEL),
@@ -179,58 +180,38 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(job)
 
 
-@with_settings("job")
-def run(
-    settings: Settings,
-    source: _Input,
-    servable: _Servable,
-    method: _Method,
-    output: _Output,
-    version: _Version = 0,
-    results: _Results = None,
-    columns: _Map = None,
-    base64: _Base64 = False,
-    lane: _Lane = "low",
-    rows_per_request: _RowsPerRequest = None,
-    line_bytes: _LineBytes = 16 << 20,
-    record: _Record = None,
-    window: _Window = 256,
-    patience: _Patience = 3600.0,
-) -> None:
-    """Run a job to its end, here."""
-    settings = _reachable(settings)
-    job = _made(
-        settings, source, output, servable, method, version=version, results=results, columns=columns or (),
-        base64=base64, lane=lane, rows_per_request=rows_per_request, line_bytes=line_bytes, manifest=record,
-    )  # fmt: skip
-    _run(settings, job, window=window, patience=patience)
+_BACKGROUND = "Run a job in the background: what runs it goes on when this command has ended."
 
 
-@with_settings("job", quiet=True)
-def submit(
-    settings: Settings,
-    source: _Input,
-    servable: _Servable,
-    method: _Method,
-    output: _Output,
-    version: _Version = 0,
-    results: _Results = None,
-    columns: _Map = None,
-    base64: _Base64 = False,
-    lane: _Lane = "low",
-    rows_per_request: _RowsPerRequest = None,
-    line_bytes: _LineBytes = 16 << 20,
-    record: _Record = None,
-    window: _Window = 256,
-    patience: _Patience = 3600.0,
-) -> None:
-    """Run a job in the background: what runs it goes on when this command has ended."""
-    settings = _reachable(settings)
-    job = _made(
-        settings, source, output, servable, method, version=version, results=results, columns=columns or (),
-        base64=base64, lane=lane, rows_per_request=rows_per_request, line_bytes=line_bytes, manifest=record,
-    )  # fmt: skip
-    _in_background(settings, job, window=window, patience=patience)
+def _begins(go: Callable[..., None], about: str) -> Callable[..., None]:
+    """A command that makes a job, then does something with it."""
+
+    def begin(
+        settings: Settings,
+        source: _Input,
+        servable: _Servable,
+        method: _Method,
+        output: _Output,
+        version: _Version = 0,
+        results: _Results = None,
+        columns: _Map = None,
+        base64: _Base64 = False,
+        lane: _Lane = "low",
+        rows_per_request: _RowsPerRequest = None,
+        line_bytes: _LineBytes = 16 << 20,
+        record: _Record = None,
+        window: _Window = 256,
+        patience: _Patience = 3600.0,
+    ) -> None:
+        settings = _reachable(settings)
+        job = _made(
+            settings, source, output, servable, method, version=version, results=results, columns=columns or (),
+            base64=base64, lane=lane, rows_per_request=rows_per_request, line_bytes=line_bytes, manifest=record,
+        )  # fmt: skip
+        go(settings, job, window=window, patience=patience)
+
+    begin.__doc__ = about
+    return begin
 
 
 @with_settings("job")

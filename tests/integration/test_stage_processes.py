@@ -171,3 +171,15 @@ def test_ctrl_c_does_not_reach_them(run):
     os.kill(pid, signal.SIGINT)
     assert int(run(DOUBLE, [3])[0][0]) == 6
     assert psutil.pid_exists(pid)
+
+
+def test_processes_that_were_replaced_are_not_replaced_again(servable):
+    """Several threads may see the end of the same ones, one of them when there are new ones already."""
+    found = StageProcesses(1, [servable])
+    old = found._open()
+    found._replace(old)
+    new = found._open()
+    found._replace(old)
+    assert found._open() is new is not old
+    found.close()
+    assert found._open() is None

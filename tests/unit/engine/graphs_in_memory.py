@@ -89,6 +89,7 @@ def servable(
     version: int = 1,
     models: bool = True,
     slots: int = 0,
+    max_wait: float = 0.0,
 ) -> Servable:
     """A servable with the three graphs; `parts` gets `b` sharded and gives a sum and a concatenation."""
     axis = 1 if stacked else 0
@@ -97,7 +98,8 @@ def servable(
         Subgraph(inputs=(Replicate(), Shard(axis)), outputs=(Sum(), Concat(axis))),
         Subgraph(outputs=(AllEqual(),)),
     )
-    model = Model("m", ranks, 1, with_batch_dim=stacked, batch_size=batch_size, subgraphs=subgraphs, slots=slots)
+    given = {"batch_size": batch_size, "subgraphs": subgraphs, "slots": slots, "max_wait": max_wait}
+    model = Model("m", ranks, 1, with_batch_dim=stacked, **given)
     return Servable(
         name=name,
         version=version,

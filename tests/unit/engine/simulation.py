@@ -176,6 +176,7 @@ class World:
         step_timeout: float = 60.0,
         collectives: bool = False,
         slots: int = 0,
+        max_wait: float = 0.0,
         methods: dict[str, Method] | None = None,
     ) -> None:
         self.clock = Clock()
@@ -184,7 +185,7 @@ class World:
         self.ranks = ranks
         self.window = window
         self.driver = GroupDriver(
-            servable(ranks, stacked=stacked, batch_size=batch_size, slots=slots, methods=methods),
+            servable(ranks, stacked=stacked, batch_size=batch_size, slots=slots, max_wait=max_wait, methods=methods),
             GROUP,
             GroupRules(size=ranks, window=window),
             self,

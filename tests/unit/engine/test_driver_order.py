@@ -13,7 +13,7 @@ from rankmq.schemas.errors import (
 )
 
 from tests.unit.engine.graphs_in_memory import BAD, DEADLY
-from tests.unit.engine.simulation import Calls, World, rows_of
+from tests.unit.engine.simulation import Calls, World, ready_world, rows_of
 
 
 class Anything(RuleBasedStateMachine):
@@ -137,3 +137,22 @@ TestAnything = Anything.TestCase
 TestAnything.settings = settings(stateful_step_count=30, max_examples=60, deadline=None)
 TestAnythingBoundTogether = AnythingBoundTogether.TestCase
 TestAnythingBoundTogether.settings = settings(stateful_step_count=30, max_examples=40, deadline=None)
+
+
+def test_where_rows_are_to_wait_for_others_they_do_and_not_for_longer():
+    world = ready_world(max_wait=0.25, batch_size=3)
+    calls, began = Calls(world), world.clock.now
+    calls.call(0, rows_of(0, 1))
+    calls.call(0, rows_of(0, 1))
+    assert not world.tasks
+    assert world.wakes == began + 0.25
+    world.run()
+    assert world.clock.now == began + 0.25
+    assert {task.work.rows for _, _, task in world.tasks} == {2}
+    sent = len(world.tasks)
+    calls.call(0, rows_of(0, 1))
+    assert len(world.tasks) == sent
+    calls.call(0, rows_of(0, 2))
+    assert len(world.tasks) > sent, "a whole batch has nothing to wait for"
+    world.run()
+    assert all(calls.check(number) == {} for number in range(4))

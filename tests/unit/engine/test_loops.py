@@ -174,6 +174,16 @@ def test_rows_run_as_often_as_they_ask_for(make):
     assert turns[1:] == [(4, 3, 4), (4, 4), (4,), (4,), (3,)]
 
 
+def test_slices_of_a_loop_do_not_wait_for_company(make, tmp_path):
+    world = ready_world(methods=load(tmp_path, MODEL + LOOP).methods, max_wait=0.25)
+    edge, began = make(world=world), world.clock.now
+    fate = ask(edge, (X, 20))
+    edge.run()
+    assert outputs_of(fate) == [grown(X, 20)]
+    assert len(steps(world)) > 3
+    assert world.clock.now == began
+
+
 def test_times_that_cannot_be_fail_only_their_rows(make):
     edge = make()
     fate = edge.ask(
