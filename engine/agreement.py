@@ -84,7 +84,7 @@ def _shown(specs: Sequence[tuple[str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{dtype} {shape}" for dtype, shape in specs) or "nothing"
 
 
-def rank_plans(plans: Mapping[int, tuple[SubgraphPlan, ...]], rank: int) -> tuple[GraphPlan, ...]:
+def rank_plans(servable: Servable, plans: Mapping[int, tuple[SubgraphPlan, ...]], rank: int) -> tuple[GraphPlan, ...]:
     """How one rank is to run its graphs."""
     own = [next(plan for plan in stages if rank in plan.ranks) for stages in plans.values()]
     return tuple(
@@ -92,6 +92,7 @@ def rank_plans(plans: Mapping[int, tuple[SubgraphPlan, ...]], rank: int) -> tupl
             stacked=plan.stacked,
             unstacked_inputs=tuple(sorted(plan.unstacked_inputs)),
             returns=plan.returns(rank),
+            compiled_rows=servable.subgraph(plan.subgraph).compiled_rows,
         )
         for plan in own
     )

@@ -46,6 +46,7 @@ class Shortcuts:
         self.without_properties: set[str] = set()
         self._writing = threading.Lock()
         self._cutter, self._assembler, self._outbox = FrameCutter(), Assembler(), Outbox()
+        self._last_words: list[Callable[[], None]] = []
         super().__init__(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------------------------- inwards
@@ -109,6 +110,12 @@ class Shortcuts:
         """As the channel's `basic_ack`."""
         self._output_marshaled_frames((ack_frame(channel.channel_number, tag, multiple=multiple),))
 
+    def say_last(self, work: Callable[[], None]) -> None:
+        """Has something called, which may have more to say, when what was said in this turn is about to be written."""
+        self._last_words.append(work)
+        if len(self._last_words) == 1:
+            self.ioloop.call_soon(self._flush)
+
     def publish_from_thread(self, channel: Any, exchange: str, key: str, body: bytes, properties: Any) -> bool:
         """The same from another thread than the loop's, which need not be woken for it.
 
@@ -148,6 +155,9 @@ class Shortcuts:
             self._flush()
 
     def _flush(self) -> None:
+        words, self._last_words = self._last_words, []
+        for work in words:
+            work()
         with self._writing:
             transport = self._transport
             for piece in self._outbox.take() if transport is not None else ():

@@ -195,7 +195,7 @@ class Answering:
         """The request failed as a whole."""
         if open_.answered:
             return
-        open_.error = error
+        open_.error = error.kept()
         log.info("request failed: %s: %s", error.code, error.message, extra={"request": open_.id})
         reply = Reply(id=open_.id, error=_info(error), stats=open_.stats(self._clock()))
         body = codec.encode_reply(reply, open_.content_type)

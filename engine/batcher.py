@@ -8,6 +8,7 @@ batch key) go in the order in which they came.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -56,6 +57,12 @@ class PendingCall:
         if self.keys and len(self.keys) != len(self.rows):
             raise ValueError(f"{len(self.keys)} batch keys for {len(self.rows)} rows")
 
+
+_MOST_OVERTAKEN = 8
+"""How many full steps may go before rows of a rare shape: a bound, so that none is starved."""
+
+_MOST_LOOKED_AT = 64
+"""Shapes among which a full step is looked for: a bound on what a step costs where nearly every row has its own."""
 
 Owner: TypeAlias = tuple[PendingCall, int]
 Age: TypeAlias = tuple[int, int, int]
@@ -114,13 +121,16 @@ class Batch:
 
 @dataclass(slots=True)
 class _Queue:
-    """Waiting rows that may share a step, as a heap by age; `listed` is the place under which it stands in line."""
+    """Waiting rows that may share a step, as a heap by age; `listed` is the place under which it stands in line, and
+    `overtaken` how often others went before it there.
+    """
 
     subgraph: int
     key: Hashable
     apart: Age | None = None
     rows: list[tuple[int, int, int, PendingCall]] = field(default_factory=list)
     listed: tuple[Age, Age] | None = None
+    overtaken: int = 0
 
     @property
     def place(self) -> tuple[Age, Age]:
@@ -130,8 +140,23 @@ class _Queue:
     def push(self, owner: Owner) -> None:
         heapq.heappush(self.rows, (*age(owner), owner[0]))
 
+    def may_be_overtaken(self, most: int) -> bool:
+        """Whether rows that fill a step may go before these, which are to go now."""
+        return (
+            self.apart is None
+            and not self.rows[0][3].head_start
+            and self.overtaken < _MOST_OVERTAKEN
+            and not self.fills(most)
+        )
+
+    def fills(self, most: int) -> bool:
+        """Whether it has as many rows that are still wanted."""
+        wanted = (1 for *_, call in self.rows if not call.cancelled)
+        return len(self.rows) >= most and sum(itertools.islice(wanted, most)) == most
+
     def pop(self, at_most: int) -> tuple[Owner, ...]:
         """The oldest rows, without those of cancelled calls."""
+        self.overtaken = 0
         found: list[Owner] = []
         while self.rows and len(found) < at_most:
             _, _, index, call = heapq.heappop(self.rows)
@@ -151,11 +176,12 @@ class Batcher:
     A row costs O(log n) in and out. Rows that are put back stand again where they stood before.
 
     Args:
-        max_rows: by subgraph, how many rows a step may have at most; less than 1 counts as 1.
+        max_rows: by subgraph, or called with subgraph and key, how many rows a step may have at most; less than 1
+            counts as 1.
     """
 
-    def __init__(self, max_rows: Mapping[int, int] | Callable[[int], int]) -> None:
-        self._max_rows = max_rows if callable(max_rows) else max_rows.__getitem__
+    def __init__(self, max_rows: Mapping[int, int] | Callable[[int, Hashable], int]) -> None:
+        self._max_rows = max_rows if callable(max_rows) else lambda subgraph, key: max_rows[subgraph]
         self._queues: dict[tuple[int, Hashable], _Queue] = {}
         self._line: list[tuple[tuple[Age, Age], int, _Queue]] = []  # a heap
         self._waiting: dict[PendingCall, int] = {}
@@ -181,7 +207,7 @@ class Batcher:
         if call.number >= 0:
             raise ValueError(f"call {call.number} was added before")
         try:
-            self._max_rows(call.subgraph)
+            self._max_rows(call.subgraph, None)
         except LookupError:
             raise ValueError(f"no max_rows for subgraph {call.subgraph}") from None
         call.number = self._calls
@@ -190,6 +216,9 @@ class Batcher:
 
     def take(self, joining: Container[tuple[int, Hashable]] = ()) -> Batch | None:
         """The next batch: the oldest row, and behind it the oldest others that may share a step with it.
+
+        Where they do not fill a step and others of the subgraph do, those may go first, some times: rows in many
+        shapes would else travel in steps of a few. That is for rows without a head start only, for which nobody waits.
 
         Args:
             joining: by subgraph and key, rows that others under way will soon join: they wait for them, unless there
@@ -213,31 +242,51 @@ class Batcher:
             place, _, queue = entry
             if queue.listed != place:
                 continue  # an older row came into this queue later, and was given a place of its own
-            if (
-                queue.apart is None
-                and (queue.subgraph, queue.key) in joining
-                and len(queue.rows) < max(1, self._max_rows(queue.subgraph))
-            ):
+            most = max(1, self._max_rows(queue.subgraph, queue.key))
+            if queue.apart is None and (queue.subgraph, queue.key) in joining and len(queue.rows) < most:
                 passed.append(entry)
                 continue
             queue.drop_cancelled()
             due = bool(queue.rows) and queue.place == place
-            owners = queue.pop(max(1, self._max_rows(queue.subgraph))) if due else ()
-            self._line_up(queue)
-            if owners:
-                for call, _ in owners:
-                    self._count(call, -1)
-                return Batch(queue.subgraph, owners, queue.apart)
+            if due and queue.may_be_overtaken(most) and (fuller := self._full(queue.subgraph)) is not None:
+                batch = self._batch(*fuller)
+                if batch is not None:
+                    queue.overtaken += 1
+                    passed.append(entry)
+                    return batch
+            batch = self._batch(queue, most if due else 0)
+            if batch is not None:
+                return batch
         return None
 
-    def oldest(self) -> PendingCall | None:
-        """The call whose row would come out first if nothing were joining; None where nothing waits."""
+    def _batch(self, queue: _Queue, most: int) -> Batch | None:
+        owners = queue.pop(most) if most else ()
+        self._line_up(queue)
+        for call, _ in owners:
+            self._count(call, -1)
+        return Batch(queue.subgraph, owners, queue.apart) if owners else None
+
+    def _full(self, subgraph: int) -> tuple[_Queue, int] | None:
+        """The oldest queue of a subgraph, among some, that fills a step, and how many rows that are."""
+        found: tuple[tuple[Age, Age], _Queue, int] | None = None
+        for place, _, queue in itertools.islice(self._line, _MOST_LOOKED_AT):
+            if queue.listed != place or queue.apart is not None or queue.subgraph != subgraph:
+                continue
+            most = max(1, self._max_rows(subgraph, queue.key))
+            if queue.fills(most) and (found is None or place < found[0]):
+                found = place, queue, most
+        return found and found[1:]
+
+    def oldest(self) -> tuple[PendingCall, Hashable, int] | None:
+        """The call whose row would come out first if nothing were joining, the row's key, and how many rows it might
+        share a step with; None where nothing waits.
+        """
         while self._line:
             place, _, queue = self._line[0]
             if queue.listed == place:
                 queue.drop_cancelled()
                 if queue.rows and queue.place == place:
-                    return queue.rows[0][3]
+                    return queue.rows[0][3], queue.key, len(queue.rows)
                 heapq.heappop(self._line)
                 self._line_up(queue)
             else:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from ..schemas.errors import BrokerUnavailable, ConnectionLost, LimitExceeded, RankmqError
+from .acks import Acks
 from .amqp_headers import size_of
 from .confirms import Confirms, Outcome
 from .delivery import Delivery
@@ -53,6 +54,7 @@ class Channel:
         self._waiting: set[asyncio.Future[Any]] = set()
         self._confirms: Confirms | None = None
         self._prefetch = 0
+        self._acks = Acks()
         self.closed: asyncio.Future[RankmqError] = self._loop.create_future()
 
     @property
@@ -164,8 +166,11 @@ class Channel:
         Returns:
             The consumer's tag.
         """
+        delivered = self._acks.delivered
 
         def on_message(_: Any, it: Any, found: Any, body: bytes) -> None:
+            if not no_ack:
+                delivered(it.delivery_tag)
             handler(Delivery(body, it.delivery_tag, it.exchange, it.routing_key, it.redelivered, found))
 
         tag: list[str] = []
@@ -213,13 +218,26 @@ class Channel:
             tag: the delivery's.
             multiple: and all those before it.
         """
+        if not self._driver.is_open:
+            return
+        if multiple:
+            self._acks.all_to(tag)
+            self._connection.acknowledge(self._driver, tag, multiple=True)
+        elif self._acks.add(tag):
+            self._connection.say_last(self.write_acks)
+
+    def write_acks(self) -> None:
+        """Says what is acknowledged: usually at the end of a turn of the loop, all of that turn together."""
+        said = self._acks.take()
         if self._driver.is_open:
-            self._connection.acknowledge(self._driver, tag, multiple=multiple)
+            for tag, multiple in said:
+                self._connection.acknowledge(self._driver, tag, multiple=multiple)
 
     def hand_back(self, tag: int) -> None:
         """Gives a delivery back to its queue; nothing on a closed channel."""
         if self._driver.is_open:
             self._driver.basic_reject(tag, requeue=True)
+            self._acks.handed_back(tag)
 
     # -------------------------------------------------------------------------------------------------------- publishes
 
@@ -337,6 +355,7 @@ class Channel:
     async def close(self, timeout: float = 5.0) -> None:
         """Closes it, and waits for the broker's word at most `timeout` seconds."""
         if self._driver.is_open:
+            self.write_acks()
             self._driver.close()
             await asyncio.wait([self.closed], timeout=timeout)
 

@@ -321,6 +321,10 @@ class Connection:
         """Acknowledges a delivery on one of the driver's channels; for `Channel`."""
         self._open_driver().acknowledge(channel, tag, multiple=multiple)
 
+    def say_last(self, work: Callable[[], None]) -> None:
+        """Has something called when what was said in this turn of the loop is about to be written; for `Channel`."""
+        self._open_driver().say_last(work)
+
     def leave_out_properties(self, consumer_tag: str) -> None:
         """The messages of a consumer come without their properties; for `Channel`."""
         self._open_driver().without_properties.add(consumer_tag)
@@ -383,6 +387,8 @@ class Connection:
         if self.closed.done():
             return
         if self._driver is not None and self._driver.is_open:
+            for channel in self._channels:
+                channel.write_acks()
             self._driver.close()
         await asyncio.wait([self.closed], timeout=timeout)
 

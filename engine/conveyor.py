@@ -56,7 +56,8 @@ class Conveyor:
         self._ranks = [stage_ranks(stage, size, stages) for stage in range(stages)]
         self._ledger: StepLedger[Flight] = StepLedger(epoch, range(size), window)
         self._waiting: list[deque[Flight]] = [deque() for _ in range(stages)]
-        self._newest = _NOTHING
+        self._expected: deque[tuple[int, float]] = deque()  # rows and seconds of the first stage's steps
+        self._since = 0.0  # when the oldest of them began, as far as that is known
         self._ahead: list[int | None] = [None] * stages
         self._over = False
 
@@ -71,8 +72,11 @@ class Conveyor:
 
     def under_way(self) -> UnderWay:
         """What the ranks of the first stage have to go on with."""
-        ahead, newest = self._ahead_of(0), self._newest
-        return UnderWay(ahead, newest.rows, newest.lasts, newest.ends) if ahead else _NOTHING
+        ahead = self._ahead_of(0)
+        if not ahead or not self._expected:
+            return _NOTHING
+        rows, lasts = self._expected[-1]
+        return UnderWay(ahead, rows, lasts, self._since + sum(seconds for _, seconds in self._expected))
 
     def began(self, rows: int, lasts: float, now: float) -> None:
         """A batch of so many rows was sent to the first stage.
@@ -82,8 +86,9 @@ class Conveyor:
             lasts: seconds that they are expected to take.
             now: seconds of a clock that does not jump.
         """
-        begins = max(now, self.under_way().ends)
-        self._newest = UnderWay(1, rows, lasts, begins + lasts)
+        if not self._expected:
+            self._since = now
+        self._expected.append((rows, lasts))
 
     def next(self) -> Flight | None:
         """The batch that goes on next, into a later stage than the first; None where none can."""
@@ -120,7 +125,11 @@ class Conveyor:
     def reply(self, reply: RankReply, now: float) -> Finished[Flight] | None:
         """Books a rank's answer; see `StepLedger.reply`."""
         self._ahead = [None] * self.stages
-        return self._ledger.reply(reply, now)
+        finished = self._ledger.reply(reply, now)
+        if finished is not None and finished.item.stage == 0 and self._expected:
+            self._expected.popleft()
+            self._since = now
+        return finished
 
     def pass_on(self, flight: Flight, rows: Sequence[Row]) -> bool:
         """Has what a stage made go on to the next.

@@ -20,6 +20,7 @@ from .servable import Communication, Method, MethodCall, Model, Pipeline, Subgra
 
 __all__ = ["Declaration", "current_declaration", "declaring", "one_line"]
 
+_MOST_ROWS, _MOST_COMPILED = 1024, 16
 _LONGEST = 400  # characters of a foreign message that are worth a person's line
 
 
@@ -96,6 +97,8 @@ class Declaration:
             raise self.error(f"batch_size must be a whole number above 0, or None, not {batch_size!r}")
         if batch_size is not None and not with_batch_dim:
             raise self.error("batch_size needs with_batch_dim=True: without a batch axis there is nothing to stack")
+        if not with_batch_dim and any(subgraph.compiled_rows for subgraph in subgraphs or ()):
+            raise self.error("compiled_rows needs with_batch_dim=True: without a batch axis every step has one row")
         if not isinstance(max_wait, int | float) or isinstance(max_wait, bool) or not 0 <= max_wait <= 60:
             raise self.error(f"max_wait must be a number of seconds from 0 to 60, not {max_wait!r}")
         if communication not in get_args(Communication):
@@ -137,11 +140,17 @@ class Declaration:
             raise self.error(f"{entry.name!r} is already a {kind}, registered at line {taken.where.line}", entry.where)
         self.entries[entry.name] = entry
 
-    def subgraph(self, file: str | None, inputs: Sequence[Any] | None, outputs: Sequence[Any] | None) -> Subgraph:
+    def subgraph(
+        self,
+        file: str | None,
+        inputs: Sequence[Any] | None,
+        outputs: Sequence[Any] | None,
+        compiled_rows: Sequence[int] = (),
+    ) -> Subgraph:
         """A subgraph, its layouts checked.
 
         Raises:
-            ServableError: not a file name, or a layout that cannot be.
+            ServableError: not a file name, a layout that cannot be, or numbers of rows that cannot be.
         """
         if file is not None and (not isinstance(file, str) or not file.strip()):
             raise self.error(f"a subgraph's file must be a file name, not {file!r}")
@@ -152,7 +161,16 @@ class Declaration:
             file,
             None if inputs is None else tuple(self._input_layout(layout) for layout in inputs),
             None if outputs is None else tuple(self._output_layout(layout) for layout in outputs),
+            self._rows(compiled_rows),
         )
+
+    def _rows(self, rows: Any) -> tuple[int, ...]:
+        known = isinstance(rows, list | tuple) and all(_is_int(it) and 0 < it <= _MOST_ROWS for it in rows)
+        if not known or len(set(rows)) != len(rows) or len(rows) > _MOST_COMPILED:
+            raise self.error(
+                f"compiled_rows must be up to {_MOST_COMPILED} different numbers from 1 to {_MOST_ROWS}, not {rows!r}"
+            )
+        return tuple(sorted(rows))
 
     def _input_layout(self, layout: Any) -> InputLayout:
         if not isinstance(layout, Replicate | Shard):

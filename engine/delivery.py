@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..schemas.errors import RankmqError
+
 __all__ = ["Delivery"]
 
 
@@ -19,6 +21,7 @@ class Delivery:
         routing_key: with which key.
         redelivered: whether somebody had it before.
         properties: its AMQP properties, by their AMQP names.
+        fault: why its body could not be had; None where it was.
     """
 
     body: bytes
@@ -27,6 +30,7 @@ class Delivery:
     routing_key: str
     redelivered: bool
     properties: Any
+    fault: RankmqError | None = None
 
     @property
     def headers(self) -> dict[str, Any]:

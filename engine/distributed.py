@@ -101,6 +101,8 @@ def subgraph(
     file: str | None = None,
     inputs: Sequence[InputLayout] | None = None,
     outputs: Sequence[OutputLayout] | None = None,
+    *,
+    compiled_rows: Sequence[int] = (),
 ) -> Subgraph:
     """One of the `subgraphs` of `declare_servable`.
 
@@ -109,11 +111,15 @@ def subgraph(
         inputs: a layout per input, `replicate()` or `shard(axis)`; None: all replicated.
         outputs: a layout per output, `from_rank(r)`, `concat(axis)`, `sum()` or `all_equal()`; None: all from the first
             rank of the last stage.
+        compiled_rows: numbers of rows (as one rank gets them) that are frequent, such as `[1]` for a graph that writes
+            one text: for each the ranks compile the graph by itself, besides once for any number. MindSpore then need
+            not work out shapes in every call, which takes half of the time of a small graph or more. Each takes a
+            compilation's time when the group forms.
 
     Raises:
-        ServableError: a layout that cannot be.
+        ServableError: a layout that cannot be, or numbers of rows that cannot be.
     """
-    return current_declaration("distributed.subgraph").subgraph(file, inputs, outputs)
+    return current_declaration("distributed.subgraph").subgraph(file, inputs, outputs, compiled_rows)
 
 
 def start_servable(

@@ -352,7 +352,7 @@ class GroupDriver:
         self._feed.plans = plans = plan_all(self.servable, self.id, graphs)
         self.loops = plan_loops(self.servable, plans)
         self.files = tuple(graph.file for graph in next(iter(graphs.values())))
-        return {rank: rank_plans(plans, rank) for rank in graphs}
+        return {rank: rank_plans(self.servable, plans, rank) for rank in graphs}
 
     def status(self) -> GroupStatus:
         """The group at a glance."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 from ..schemas.errors import BlobUnavailable, LimitExceeded, RankmqError
 from .batcher import Batch, Batcher, PendingCall
@@ -66,14 +66,14 @@ class Feed:
         self._alone = False
         self._waits = any(model.max_wait for model in servable.models)
 
-    def _max_rows(self, subgraph: int) -> int:
+    def _max_rows(self, subgraph: int, key: Hashable = None) -> int:
         stages, wanted = self.plans[subgraph], self._servable.model_of(subgraph).batch_size
         static = [plan.static_rows for plan in stages if plan.static_rows is not None]
         if static:
             return min(wanted or static[0], *static)  # it takes as long with fewer
         if stages[0].stacked:
-            return self._pace.rows(subgraph, wanted or _STACKED_ROWS)
-        return self._pace.rows(subgraph, _UNSTACKED_ROWS, _UNSTACKED_SECONDS)
+            return self._pace.rows(subgraph, key, wanted or _STACKED_ROWS)
+        return self._pace.rows(subgraph, key, _UNSTACKED_ROWS, _UNSTACKED_SECONDS)
 
     # ---------------------------------------------------------------------------------------------- rows that wait
 
@@ -146,24 +146,35 @@ class Feed:
         oldest = None if self._held is not None else self._batcher.oldest()
         if oldest is None:
             return self._held is not None
-        wait, whole, now = 0.0, _UNSTACKED_ROWS, self._clock()
-        if self._waits and oldest.loop is None:  # a loop's rows come together by themselves, after every slice
-            wait = self._servable.model_of(oldest.subgraph).max_wait
-            whole = min(whole, self._max_rows(oldest.subgraph)) if wait else whole
+        call, key, alike = oldest
+        wait, now = 0.0, self._clock()
+        if self._waits and call.loop is None:  # a loop's rows come together by themselves, after every slice
+            wait = self._servable.model_of(call.subgraph).max_wait
         waiting, under_way = self._batcher.waiting_rows, conveyor.under_way()
-        if oldest.loop is not None and under_way.steps:
+        if call.loop is not None and under_way.steps:
             return False  # rows of that step may be for the same loop, and would have to wait for the end of its slice
-        when = begins_at(under_way, waiting=waiting, whole=whole, wait_until=oldest.since + wait, now=now)
+        stacked = self.plans[call.subgraph][0].stacked
+        whole = alike >= (self._max_rows(call.subgraph, key) if stacked or wait else _UNSTACKED_ROWS)
+        when = begins_at(under_way, waiting=waiting, whole=whole, wait_until=call.since + wait, now=now)
         if now < when < NEVER:
             self._wake_at(when)
         return when <= now
+
+    def _like(self, batch: Batch) -> Hashable:
+        """By what steps are alike in the time they take: the batch key that its rows have where they may share a step.
+
+        Those that run alone have others, which hold their request.
+        """
+        call, index = batch.owners[0]
+        key = self.plans[batch.subgraph][0].batch_key(call.rows[index])
+        return key if batch.loop is None else (batch.loop, key)
 
     def _turns(self, batch: Batch) -> tuple[int, ...]:
         """How many turns of a loop each row of a batch runs, in a step that ends in time; none where it is no loop."""
         wanted, loop = batch.turns, batch.loop
         if loop is None:
             return ()
-        most = self._pace.turns(batch.subgraph, len(batch), max(wanted), loop.slice_seconds)
+        most = self._pace.turns(batch.subgraph, self._like(batch), len(batch), max(wanted), loop.slice_seconds)
         return tuple(min(turns, most) for turns in wanted)
 
     def _issue(self, conveyor: Conveyor, flight: Flight) -> bool:
@@ -180,7 +191,7 @@ class Feed:
             self.steps += 1
             self._joining.began(batch)
             if flight.stage == 0:
-                lasts = self._pace.expected(batch.subgraph, len(batch), max(flight.turns, default=0))
+                lasts = self._pace.expected(batch.subgraph, self._like(batch), len(batch), max(flight.turns, default=0))
                 conveyor.began(len(batch), lasts, now)
         return sent
 
@@ -192,9 +203,11 @@ class Feed:
 
     def ran(self, finished: Finished[Flight]) -> None:
         """A step has given what it should."""
-        flight = finished.item
-        slowest = max(reply.ran_us for reply in finished.replies.values())
-        self._pace.ran(flight.batch.subgraph, len(flight.batch), slowest / 1e6, max(flight.turns, default=0))
+        batch, turns = finished.item.batch, max(finished.item.turns, default=0)
+        ran = [reply.ran_us / 1e6 for reply in finished.replies.values()]
+        # Ranks that share processors take long for a step beside the one before it; of one alone, the way is no part.
+        seconds = max(min(ran), min(max(ran), finished.took))
+        self._pace.ran(batch.subgraph, self._like(batch), len(batch), seconds, turns)
 
     def ended(self, flight: Flight) -> None:
         """The rows of a step are back where they are wanted: those that waited for them may go."""
@@ -213,7 +226,7 @@ class Feed:
         self._sender.ended()
         self._joining.clear()
         if overdue is not None:
-            self._pace.overdue(overdue.subgraph, len(overdue))
+            self._pace.overdue(overdue.subgraph, self._like(overdue), len(overdue))
         held, self._held = self._held, None
         if held is not None:
             self._batcher.put_back(held)

@@ -19,6 +19,7 @@ from ..schemas.messages import Answered
 from . import topology
 from .answer_log import AnswerLog
 from .carriers import Pipelines, report_defect
+from .claims import Claims
 from .confirms import Outcome
 from .connection import Channel, Properties
 from .dead_headers import deaths_of, headers_of
@@ -73,14 +74,18 @@ class Front(ServicePorts):
         records: the log of answers, on the same channel.
         pools: the threads.
         owner: the session.
+        claims: to bodies that are not in their messages; None where there are none.
     """
 
-    def __init__(self, channel: Channel, records: AnswerLog, pools: Pools, owner: FrontOwner) -> None:
+    def __init__(
+        self, channel: Channel, records: AnswerLog, pools: Pools, owner: FrontOwner, claims: Claims | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._channel = channel
         self._records = records
         self._pools = pools
         self._owner = owner
+        self._claims = claims
         self._consuming: dict[str, str] = {}
         self._reading: list[Delivery] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -118,7 +123,10 @@ class Front(ServicePorts):
         """Takes a request; one that somebody had before, after a look into the log of answers."""
         if self.stopping:
             self._channel.hand_back(delivery.tag)  # it was on its way when the consumer was cancelled
-        elif self._reading is not None:
+            return
+        if self._claims is not None:
+            delivery = self._claims.taken(delivery)
+        if self._reading is not None:
             self._reading.append(delivery)
         elif (delivery.redelivered or deaths_of(delivery.headers)) and not self.service.knows(delivery):
             self._reading = [delivery]  # whoever had it before may have answered it
@@ -151,8 +159,12 @@ class Front(ServicePorts):
         if not isinstance(asked.reply_to, str):  # bytes, where it is not UTF-8: no queue is called that
             then(Outcome.RETURNED)
             return
+        headers, claims = None, self._claims
+        if claims is not None:
+            headers, body = claims.given(delivery.headers, body)
         correlation = asked.correlation_id or asked.message_id
         properties = Properties(
+            headers=headers,
             message_id=_reply_id(asked.message_id, asked.reply_to, correlation),
             correlation_id=correlation,
             content_type=content_type,
@@ -161,7 +173,14 @@ class Front(ServicePorts):
             app_id="rankmq",
             type="reply",
         )
-        self._publish("", asked.reply_to, body, properties, then)
+
+        def told(outcome: Outcome) -> None:
+            # One that is lost may be with the broker all the same.
+            if claims is not None and outcome in (Outcome.RETURNED, Outcome.REJECTED):
+                claims.take_back(delivery.headers, headers)
+            then(outcome)
+
+        self._publish("", asked.reply_to, body, properties, told)
 
     def part(self, delivery: Delivery, body: bytes, content_type: str) -> None:
         """Publishes a part of the answer, on the channel of the answers, which so come behind it."""
@@ -294,6 +313,8 @@ class Front(ServicePorts):
     def close(self) -> None:
         """Ends what waits for time to pass."""
         self.stopping = True
+        if self._claims is not None:
+            self._claims.close()
         if self._timer is not None:
             self._timer.cancel()
         for task in self._tasks:

@@ -9,6 +9,7 @@ when the sets of ranks that occur are disjoint.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,11 +31,13 @@ class Finished(Generic[T]):
         step: its number.
         item: what it was issued with.
         replies: by rank; some may hold an error.
+        took: seconds since it was sent, or since the step before it was finished, whichever was later.
     """
 
     step: int
     item: T
     replies: Mapping[int, RankReply]
+    took: float
 
 
 @dataclass(slots=True, eq=False)
@@ -48,11 +51,14 @@ class _Issued(Generic[T]):
 
 @dataclass(slots=True)
 class _Rank(Generic[T]):
-    """A rank's account: the number of its next step, what it has yet to answer, and when it last answered."""
+    """A rank's account: the number of its next step, what it has yet to answer, when it last answered, and when all had
+    answered its last step that is finished.
+    """
 
     next: int = 0
     owes: deque[_Issued[T]] = field(default_factory=deque)
     answered_at: float | None = None
+    finished_at: float = -math.inf
 
     @property
     def last(self) -> int:
@@ -148,7 +154,10 @@ class StepLedger(Generic[T]):
         if len(issued.replies) < len(issued.ranks):
             return None
         del self._unfinished[issued]
-        return Finished(issued.step, issued.item, issued.replies)
+        took = now - max(issued.at, *(self._ranks[rank].finished_at for rank in issued.ranks))
+        for rank in issued.ranks:
+            self._ranks[rank].finished_at = now
+        return Finished(issued.step, issued.item, issued.replies, took)
 
     def overdue(self, now: float, seconds: float) -> tuple[tuple[int, tuple[int, ...]], ...]:
         """The steps that ranks have been at for longer than `seconds`, with the ranks that have not answered.

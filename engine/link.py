@@ -36,6 +36,7 @@ from .confirms import Outcome
 from .connection import Channel, Connection, Properties
 from .delivery import Delivery
 from .driver import GroupDriver, GroupPorts
+from .filling import Gathering
 from .group import GroupRules
 from .group_plane import GroupPlane
 from .lease import Lease
@@ -112,7 +113,7 @@ class GroupLink(GroupPorts):
         self._subgraphs = servable.subgraph_count or 0
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._pumping = False
+        self._gathering = Gathering()
 
     @property
     def ready(self) -> bool:
@@ -264,10 +265,15 @@ class GroupLink(GroupPorts):
             log.debug("not sent to %s: %s", tag, error.message)  # the session ends with its connection
 
     def pump_soon(self) -> None:
-        """Has `GroupDriver.pump` called in the next turn of the loop."""
-        if not self._pumping:
-            self._pumping = True
-            self._loop.call_soon(self._pump)
+        """Has `GroupDriver.pump` called once the rows that come turn by turn of the loop are together."""
+        if self._gathering.came(self._loop.time()):
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        if self._gathering.is_over(self._loop.time()):
+            self._pump()
+        else:
+            self._loop.call_soon(self._look)
 
     def wake_at(self, when: float) -> None:
         """Has `GroupDriver.pump` called at a time of the loop's clock."""
@@ -278,7 +284,6 @@ class GroupLink(GroupPorts):
         self._timer = self._loop.call_at(when, self._pump)
 
     def _pump(self) -> None:
-        self._pumping = False
         with self._owner.guarded():
             self.driver.pump()
 

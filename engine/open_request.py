@@ -85,12 +85,12 @@ class OpenRequest:
         check = check_of(unnamed(delivery.body) if speaks(delivery.headers) else delivery.body) if key else 0
         return cls(delivery, name, key, check, now, now)
 
-    def read_properties(self) -> Undecodable | None:
+    def read_properties(self) -> RankmqError | None:
         """Sets the format in which it is answered.
 
         Returns:
-            What is wrong with its properties. AMQP says that its short strings are UTF-8, and brokers pass on others as
-            well: those arrive as bytes.
+            What is wrong with its properties, or why it has no body. AMQP says that its short strings are UTF-8, and
+            brokers pass on others as well: those arrive as bytes.
         """
         given = self.delivery.properties
         for name in ("content_type", "message_id", "correlation_id", "reply_to"):
@@ -102,7 +102,7 @@ class OpenRequest:
             return error
         if given.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
             return Undecodable(f"the content encoding {given.content_encoding!r:.40}: bodies are sent as they are")
-        return None
+        return self.delivery.fault
 
     @property
     def reply_to(self) -> str:

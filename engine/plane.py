@@ -8,6 +8,7 @@ read this rank's answer to the first.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -65,17 +66,25 @@ class PlaneWriter:
                 if not _room(column):
                     placed.append(column)
                     continue
-                places: list[Placed] = []
-                for tensor in column.tensors:
-                    data = tensor.data
-                    if not isinstance(data, memoryview):
-                        raise InternalError("text beside numbers in one column")
-                    self._memory[at : at + data.nbytes] = data
-                    places.append(Placed(dtype=tensor.dtype, shape=tensor.shape, offset=at, length=data.nbytes))
-                    at += _aligned(data.nbytes)
-                placed.append(Column(index=column.index, placed=tuple(places)))
+                places, at = self._write(column.tensors, at)
+                placed.append(Column(index=column.index, placed=places))
             out.append(tuple(placed))
         return out, span
+
+    def _write(self, tensors: Sequence[Tensor], at: int) -> tuple[tuple[Placed, ...], int]:
+        """Writes tensors one behind the other: the places, where alike ones share one, and where the last one ends."""
+        places: list[Placed] = []
+        for (dtype, shape), alike in itertools.groupby(tensors, lambda it: (it.dtype, it.shape)):
+            offset, length, count = at, 0, 0
+            for tensor in alike:
+                data = tensor.data
+                if not isinstance(data, memoryview):
+                    raise InternalError("text beside numbers in one column")
+                length, count = data.nbytes, count + 1
+                self._memory[at : at + length] = data
+                at += _aligned(length)
+            places.append(Placed(dtype=dtype, shape=shape, offset=offset, length=length, count=count))
+        return tuple(places), at
 
     def needs(self, parts: Iterable[Sequence[Column]]) -> bool:
         """Whether something is large, and there would be room for it if nothing else were in the memory."""
@@ -139,13 +148,17 @@ class PlaneReader:
         return tuple(self._column(column, copy=copy) if column.placed else column for column in columns)
 
     def _column(self, column: Column, *, copy: bool) -> Column:
+        memory = self._memory if copy else self._memory.toreadonly()
         tensors = []
         for place in column.placed:
-            end = place.offset + place.length
-            if end > len(self._memory):
-                raise InternalError(f"a tensor at {place.offset} to {end} of {len(self._memory)} shared bytes")
-            view = self._memory[place.offset : end]
-            tensors.append(Tensor(place.dtype, place.shape, memoryview(bytes(view)) if copy else view.toreadonly()))
+            step, length = _aligned(place.length), place.length
+            end = place.offset + step * (place.count - 1) + length
+            if end > len(memory):
+                raise InternalError(f"a tensor at {place.offset} to {end} of {len(memory)} shared bytes")
+            for number in range(place.count):
+                offset = place.offset + number * step
+                view = memory[offset : offset + length]
+                tensors.append(Tensor(place.dtype, place.shape, memoryview(bytes(view)) if copy else view))
         return Column(index=column.index, tensors=tuple(tensors))
 
 

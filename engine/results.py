@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..schemas.errors import GraphFailed, ServingError, from_wire
+from ..schemas.errors import GraphFailed, RankmqError, ServingError, from_wire
+from ..schemas.messages import ErrorInfo
 from .batcher import Row
 from .conveyor import Flight
 from .ledger import Finished
@@ -27,9 +28,13 @@ def rows_of(finished: Finished[Flight], plan: SubgraphPlan) -> Sequence[Row]:
     flight, batch = finished.item, finished.item.batch
     failed = next((reply for reply in finished.replies.values() if reply.error is not None), None)
     if failed is not None and failed.error is not None:
-        error = from_wire(failed.error.code, f"rank {failed.rank}: {failed.error.message}")
-        raise error if isinstance(error, ServingError) else GraphFailed(error.message)
+        raise _failure(failed.rank, failed.error)
     if batch.loop is not None:
         return batch.loop.gather(plan, finished.replies, given_of(batch), flight.turns)
     columns = {rank: reply.outputs for rank, reply in finished.replies.items()}
     return plan.gather(columns, len(batch))
+
+
+def _failure(rank: int, given: ErrorInfo) -> RankmqError:
+    error = from_wire(given.code, f"rank {rank}: {given.message}")
+    return error if isinstance(error, ServingError) else GraphFailed(error.message)

@@ -11,6 +11,10 @@ ALIGNMENT = 64
 """Bytes: of a cache line, and of the widest vector registers."""
 
 
+_AMPLE = 2
+"""As many times what is wanted now, so that something larger that comes next is not shut out."""
+
+
 @dataclass(eq=False, slots=True)
 class Span:
     """A part of the memory.
@@ -26,7 +30,8 @@ class Span:
 
 
 class Ring:
-    """Gives spans of a piece of memory in a circle. One that is empty begins at 0 again, where the memory is warm.
+    """Gives spans of a piece of memory in a circle, which begins again at 0 as soon as there is ample room: what was
+    in use a moment ago is warm.
 
     Args:
         size: of the memory, in bytes.
@@ -61,6 +66,8 @@ class Ring:
         oldest, newest = self._spans[0], self._spans[-1]
         behind = newest.offset + newest.length
         if newest.offset >= oldest.offset:  # what is given lies in one piece
+            if _AMPLE * length <= oldest.offset:
+                return 0
             if behind + length <= self.size:
                 return behind
             return 0 if length <= oldest.offset else None

@@ -32,6 +32,8 @@ def describe(dtype: str, shape: Sequence[int]) -> str:
 
 def matches(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     """Whether a shape is the one wanted, in which -1 stands for any size."""
+    if shape == wanted:  # by far the most
+        return True
     return len(shape) == len(wanted) and all(want in (-1, size) for size, want in zip(shape, wanted, strict=True))
 
 

@@ -58,11 +58,13 @@ class Subgraph:
             for the rank. None: the model files are found by their place, or given at start.
         inputs: a layout per input; None: every rank gets every input whole.
         outputs: a layout per output; None: each is taken from the first rank of the last stage.
+        compiled_rows: for which numbers of rows the ranks compile it by itself, besides once for any.
     """
 
     file: str | None = None
     inputs: tuple[InputLayout, ...] | None = None
     outputs: tuple[OutputLayout, ...] | None = None
+    compiled_rows: tuple[int, ...] = ()
 
     def input_layout(self, index: int) -> InputLayout:
         """The layout of input `index`."""

@@ -232,7 +232,7 @@ class Service:
             self._answering.fail(open_, error)
 
     def _settle(self, open_: OpenRequest, index: int, result: RowResult) -> None:
-        open_.results[index] = result
+        open_.results[index] = result.kept() if isinstance(result, RankmqError) else result
         open_.left -= 1
         if open_.left == 0 and open_ in self._open:
             self._answering.results(open_)
@@ -322,6 +322,6 @@ class Service:
 
 
 def _check_same(open_: OpenRequest, check: int) -> None:
-    if open_.check != check:
+    if open_.check != check and open_.delivery.fault is None:
         open_.key = ""  # the id stays the other's
         raise RequestIdReused(f"the message id {open_.id!r:.80} was used before, for other inputs")

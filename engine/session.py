@@ -25,6 +25,7 @@ from .answer_log import AnswerLog
 from .answers import Answers
 from .blob_keeper import BlobKeeper
 from .catalog import Catalog
+from .claims import Claims
 from .connection import Connection, Properties
 from .custody import Custody
 from .delivery import Delivery
@@ -37,6 +38,7 @@ from .rank_table import RankTable
 from .servable import Servable
 from .service import Service
 from .settings import Settings
+from .shared_file import FOLDER
 from .step_blobs import StepBlobs
 from .topology import QueueLimits
 
@@ -116,7 +118,8 @@ class Session(FrontOwner):
         answers = self._answers
         hours, most = settings.remember_hours, 4 * settings.remember_bytes
         records = AnswerLog(connection, edge, answers, self._name, hours, most)
-        self._front = Front(edge, records, self._pools, self)
+        claims = Claims(settings.max_body_bytes, FOLDER if settings.plane_bytes else None)
+        self._front = Front(edge, records, self._pools, self, claims)
         self.service = self._front.service = Service(
             self._catalog,
             {key: link.driver for key, link in self._links.items()},

@@ -62,7 +62,10 @@ class Settings(BaseSettings):
     )
     lockstep_window: int = Field(4, ge=1, le=1024, description="steps sent ahead of the slowest rank")
     plane_bytes: int = Field(
-        64 * 1024 * 1024, ge=0, le=1 << 34, description="memory shared with the ranks of this host; 0 for none"
+        64 * 1024 * 1024,
+        ge=0,
+        le=1 << 34,
+        description="memory shared with the ranks of this host; 0 for none, nor with jobs",
     )
     blob_store: SecretStr | None = Field(
         None, description="where large tensors go past the broker, as fsspec knows it: file:///..., s3://..."
@@ -92,6 +95,9 @@ class Settings(BaseSettings):
     stage_threads: int = Field(4, ge=1, le=256, description="threads for the Python functions of methods")
     num_parallel_workers: int = Field(
         0, ge=0, le=256, description="processes for the Python functions of methods, where they are heavy; 0: threads"
+    )
+    operator_threads: int = Field(
+        0, ge=0, le=1024, description="threads for an operator of a graph on CPU; 0: one if ranks have no more cores"
     )
     spares: int = Field(0, ge=0, le=8, description="agent processes that wait, ready, to take a lost rank's place")
     max_restarts: int = Field(5, ge=0, description="how often the launcher starts a rank again within ten minutes")

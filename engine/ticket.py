@@ -86,10 +86,12 @@ class Ticket:
     def settle(self, place: int, result: RowResult) -> None:
         """Gives a row its result; a row that has one keeps it."""
         if self._results[place] is None:
-            self._results[place] = result
+            self._results[place] = result.kept() if isinstance(result, RankmqError) else result
             self._left -= 1
             if self._left == 0:
-                self._done([it for it in self._results if it is not None])
+                # Both know this ticket: let go of here, all of it goes at once, and not when the collector comes by.
+                done, self._done, self.pending = self._done, _told, None
+                done([it for it in self._results if it is not None])
 
     def settle_all(self, error: RankmqError) -> None:
         """Gives every row that has no result this error."""
@@ -104,3 +106,7 @@ class Ticket:
     def is_settled(self, place: int) -> bool:
         """Whether a row has its result."""
         return self._results[place] is not None
+
+
+def _told(results: list[RowResult]) -> None:
+    """Nobody is told twice."""

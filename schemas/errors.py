@@ -49,7 +49,7 @@ An error crosses the wire as `ErrorInfo` (code, message, side), and `from_wire` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 __all__ = [
     "AlreadyRunning",
@@ -112,6 +112,14 @@ class RankmqError(Exception):
         super().__init__(message)
         self.message = message
 
+    def kept(self) -> Self:
+        """Itself, without the frames that it came through: they hold all that was at hand there, and maybe itself."""
+        link: BaseException | None = self
+        while link is not None and link.__traceback__ is not None:
+            link.__traceback__ = None
+            link = link.__cause__ or link.__context__
+        return self
+
 
 class RequestError(RankmqError):
     """The request cannot be served as it stands; sending it again unchanged will fail again."""
@@ -163,7 +171,7 @@ class UnknownVersion(RequestError):
 
 
 class BlobMissing(RequestError):
-    """A tensor is there by reference only, and its blob is not in the store, or not any more."""
+    """A tensor, or the body, is there by reference only, and what it refers to is not there, or not any more."""
 
     code = "blob_missing"
 

@@ -309,11 +309,13 @@ class GraphPlan(Part, frozen=True, kw_only=True):
         stacked: the graph has a batch dimension: rows come stacked along the first axis.
         unstacked_inputs: the inputs that have none all the same.
         returns: the outputs that this rank sends back.
+        compiled_rows: for which numbers of rows the graph is to be compiled by itself, besides once for any.
     """
 
     stacked: bool = False
     unstacked_inputs: tuple[int, ...] = ()
     returns: tuple[int, ...] = ()
+    compiled_rows: tuple[int, ...] = ()
 
 
 class Form(Message, tag="form", frozen=True, kw_only=True):

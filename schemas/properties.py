@@ -39,6 +39,19 @@ _BLOBS: dict[str, Any] = {
         "description": "The producer reads and writes the blob store: large outputs may come by reference.",
     },
 }
+_CLAIM = {
+    "type": "string",
+    "pattern": "^[A-Za-z0-9][A-Za-z0-9.]{0,79}:[0-9]{1,12}:[0-9a-f]{8}$",
+    "description": "The body is not here, but a file in the folder: its name, its bytes, their CRC-32.",
+}
+_CLAIMS: dict[str, Any] = {
+    "rankmq-claims": {
+        "type": "string",
+        "pattern": "^[0-9a-f]{32}$",
+        "description": "The folder in the memory of the producer's host where bodies may lie.",
+    },
+    "rankmq-claim": _CLAIM,
+}
 _REASON: dict[str, Any] = {
     "rankmq-code": _text("The error's code."),
     "rankmq-reason": _text("The error's message."),
@@ -101,7 +114,7 @@ _ASKED: dict[str, dict[str, Any]] = {
     "delivery_mode": _PERSISTENT,
 }
 
-REQUEST = _of(_ASKED, {**_DEADLINE, **_BLOBS, **_REPLAYED, **_TRACE}, required=("content_type",))
+REQUEST = _of(_ASKED, {**_DEADLINE, **_BLOBS, **_CLAIMS, **_REPLAYED, **_TRACE}, required=("content_type",))
 """Of a request."""
 
 DEAD_LETTER = _of(
@@ -109,7 +122,7 @@ DEAD_LETTER = _of(
         **{name: schema for name, schema in _ASKED.items() if name not in ("expiration", "content_encoding")},
         "timestamp": {**_SENT, "description": "When it was put aside, in seconds since 1970."},
     },
-    {**_DEADLINE, **_BLOBS, **_REPLAYED, **_TRACE, **_REASON},
+    {**_DEADLINE, **_BLOBS, **_CLAIMS, **_REPLAYED, **_TRACE, **_REASON},
 )
 """Of a request that was put aside."""
 
@@ -122,6 +135,11 @@ REPLY = _of(
         "timestamp": _SENT,
         "delivery_mode": _PERSISTENT,
         "app_id": {"const": "rankmq"},
+    },
+    {
+        **_TRACE,
+        "rankmq-claims": {"const": True, "description": "The engine can open the folder that the request names."},
+        "rankmq-claim": _CLAIM,
     },
     required=("content_type",),
 )

@@ -13,19 +13,21 @@ __all__ = ["Call", "Column", "Placed", "Repeat"]
 
 
 class Placed(Part, frozen=True, kw_only=True):
-    """A tensor whose bytes are in memory that the sender shares with whoever reads this.
+    """A tensor whose bytes are in memory that the sender shares with whoever reads this; or several of a kind.
 
     Attributes:
         dtype: as in `Tensor`.
         shape: as in `Tensor`.
         offset: where its bytes begin.
         length: how many there are.
+        count: so many tensors, one behind the other, each where the next multiple of 64 bytes begins.
     """
 
     dtype: str
     shape: tuple[Count, ...]
     offset: Count
     length: Count
+    count: Annotated[int, Meta(ge=1)] = 1
 
 
 class Column(Part, frozen=True, kw_only=True):

@@ -55,12 +55,12 @@ def reported() -> Iterator[None]:
 
 def exit_code(error: Exception) -> int:
     """The exit code for an error of ours."""
-    from ..schemas.errors import ConnectionLost, OperatorError, ReplyTimeout
+    from ..schemas.errors import ConnectionLost, DeadlineExceeded, OperatorError, ReplyTimeout
 
     match error:
         case OperatorError():
             return error.exit_code
-        case ReplyTimeout():
+        case ReplyTimeout() | DeadlineExceeded():  # whoever sees first that time is up says it: this side or the engine
             return _TIMEOUT
         case ConnectionLost():
             return _BROKER

@@ -65,6 +65,7 @@ class AgentConfig:
         files: its model files, in the order of the subgraphs.
         settings: the broker's URL and so on.
         host: the name of this host, as in the rank table.
+        ranks: how many ranks its launcher has on this host.
         agent: an id that no other process has.
     """
 
@@ -73,6 +74,7 @@ class AgentConfig:
     files: tuple[Path, ...]
     settings: Settings
     host: str
+    ranks: int = 1
     agent: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
 

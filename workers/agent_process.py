@@ -18,7 +18,7 @@ from ..engine import logs
 from ..engine.collector import calm
 from ..schemas.errors import ModelError, OperatorError, RankmqError
 from .agent import Agent, AgentConfig
-from .executor import Executor
+from .executor import Executor, operator_threads
 from .line import LauncherLine
 from .numpy_executor import NumpyExecutor
 
@@ -51,14 +51,14 @@ def preload(kinds: Collection[Kind]) -> list[str]:
     return [__name__, *([_BACKEND] if "mindspore" in kinds else [])]
 
 
-def _executor(kind: Kind) -> Executor:
+def _executor(kind: Kind, config: AgentConfig) -> Executor:
     if kind == "numpy":
         return NumpyExecutor()
     try:
         backend = importlib.import_module(_BACKEND)
     except ImportError as error:
         raise ModelError(f"MindSpore cannot be imported ({error}): pip install 'rankmq[agent]'") from None
-    executor: Executor = backend.MindSporeExecutor()
+    executor: Executor = backend.MindSporeExecutor(operator_threads(config.settings.operator_threads, config.ranks))
     return executor
 
 
@@ -89,7 +89,7 @@ def run_agent(config: AgentConfig, pipe: Connection) -> None:
     logs.configure("agent", rank=config.rank, form=settings.log_format, level=settings.log_level)
     try:
         kind = executor_kind(config.files)
-        executor = _executor(kind)
+        executor = _executor(kind, config)
         scheduler = _offer_scheduler(config) if kind == "mindspore" else ""
 
         def start_scheduler(address: str, size: int) -> None:

@@ -8,6 +8,7 @@ process's main thread.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from ..schemas.errors import GraphFailed, ModelError
 from ..schemas.messages import GraphInfo, GraphPlan, TensorSpec
 from ..schemas.tensors import numpy_dtype
 
-__all__ = ["Executor", "check_inputs", "own", "plan_for", "read_model_file", "with_batch"]
+__all__ = ["Executor", "check_inputs", "operator_threads", "own", "plan_for", "read_model_file", "with_batch"]
 
 Array = np.ndarray[Any, Any]
 
@@ -124,6 +125,21 @@ class Executor(Protocol):
         """Let go of everything; may be called more than once, and after an error."""
 
 
+def operator_threads(wanted: int, ranks: int) -> int | None:
+    """How many threads an operator may use.
+
+    Args:
+        wanted: by the settings; 0 leaves it to this function.
+        ranks: how many there are on this host.
+
+    Returns:
+        1 where no rank has more than a core; None leaves it to MindSpore.
+    """
+    if wanted:
+        return wanted
+    return 1 if ranks >= len(os.sched_getaffinity(0)) else None
+
+
 def read_model_file(path: Path) -> tuple[bytes, str]:
     """A model file's bytes and their SHA-256 digest, hexadecimal.
 
@@ -146,8 +162,8 @@ def plan_for(plans: Sequence[GraphPlan], subgraph: int) -> GraphPlan:
     return plans[subgraph] if subgraph < len(plans) else GraphPlan()
 
 
-def with_batch(info: GraphInfo, plan: GraphPlan) -> GraphInfo:
-    """What a graph takes when it is run as its plan says: -1 for the batch of every input that is stacked.
+def with_batch(info: GraphInfo, plan: GraphPlan, rows: int = -1) -> GraphInfo:
+    """What a graph takes when it is run as its plan says, with so many rows in every input that is stacked; -1: any.
 
     Raises:
         ModelError: an input that is to be stacked has no axis.
@@ -162,7 +178,7 @@ def with_batch(info: GraphInfo, plan: GraphPlan) -> GraphInfo:
                     f"{info.file}: input {spec.name} is a scalar and cannot carry a batch: "
                     "name it in without_batch_dim_inputs, or declare with_batch_dim=False"
                 )
-            spec = msgspec.structs.replace(spec, shape=(-1, *spec.shape[1:]))
+            spec = msgspec.structs.replace(spec, shape=(rows, *spec.shape[1:]))
         inputs.append(spec)
     return msgspec.structs.replace(info, inputs=tuple(inputs))
 

@@ -70,7 +70,7 @@ class Launcher:
         self._host = host or socket.gethostname()
         self._ranks = [
             _Rank(
-                AgentConfig(group, rank, tuple(paths), settings, self._host),
+                AgentConfig(group, rank, tuple(paths), settings, self._host, sum(map(len, files.values()))),
                 Restarts(f"rank {rank} of {group}", settings.max_restarts),
             )
             for group, ranks in files.items()
@@ -115,7 +115,8 @@ class Launcher:
 
     def _start(self, rank: _Rank) -> None:
         old = rank.config
-        rank.config = config = AgentConfig(old.group, old.rank, old.files, self._settings, self._host)  # with a new id
+        # With a new id.
+        rank.config = config = AgentConfig(old.group, old.rank, old.files, self._settings, self._host, old.ranks)
         rank.due, rank.patience = 0.0, None
         spare = self._take_spare(config)
         if spare is None:

@@ -1,7 +1,7 @@
 """The graphs of a rank in MindSpore: the one module that imports it.
 
-Importing this module imports MindSpore and does nothing else: no device is touched and no thread or context made, so
-that a process may import it once and fork the ranks.
+Importing this module imports MindSpore, behind a library of ours, and does nothing else: no device is touched and no
+thread or context made, so that a process may import it once and fork the ranks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Any
 # MindSpore's C++ code reads this when it is imported, and writes to the terminal what it also says in its exceptions.
 os.environ.setdefault("GLOG_v", "4")
 
+from .collectives.calling_thread import use_calling_thread  # first: MindSpore's libraries are to find ours
+
+# isort: split
 import mindspore as ms
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -53,8 +56,8 @@ class MindSporeExecutor:
     """Runs MINDIR graphs; see `Executor`.
 
     Args:
-        threads: how many threads an operator may use; None leaves it to MindSpore, which takes every core. With
-            several ranks on a host, its cores divided by the ranks keep them out of each other's way.
+        threads: how many threads an operator may use; None leaves it to MindSpore, which takes every core. See
+            `operator_threads`.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -67,6 +70,7 @@ class MindSporeExecutor:
         self._infos: tuple[GraphInfo, ...] = ()
         self._groups: frozenset[str] = frozenset()
         self._cells: list[Any] = []
+        self._compiled: dict[tuple[int, int], Any] = {}  # by subgraph and number of rows: the same, for just these
         self._failed: set[int] = set()
         self._joined = ""
         self._store: Any = None
@@ -113,7 +117,10 @@ class MindSporeExecutor:
         self._infos = tuple(with_batch(info, plan_for(plans, number)) for number, (info, _) in enumerate(read))
         self._groups = frozenset(group for _, facts in read for group in facts.groups)
         self._files, self._plans, self._shared = tuple(files), tuple(plans), tuple(shared_parameters)
-        self._cells, self._failed = [], set()
+        self._forget_cells()
+
+    def _forget_cells(self) -> None:
+        self._cells, self._compiled, self._failed = [], {}, set()
 
     def open_group(
         self,
@@ -158,7 +165,8 @@ class MindSporeExecutor:
         if self._shared_group is None:
             self._shared_group = SharedGroup(path)
         if self._rewriting != Rewriting(path, size):
-            self._rewriting, self._cells = Rewriting(path, size), []
+            self._rewriting = Rewriting(path, size)
+            self._forget_cells()
         self._shared_group.open(name, rank, size, timeout, stopped)
 
     def warm_up(self) -> tuple[GraphInfo, ...]:
@@ -173,7 +181,20 @@ class MindSporeExecutor:
             for number in range(1, len(self._cells)):
                 self._share(number, range(number))
         self._infos = tuple(self._warmed(number) for number in range(len(self._cells)))
+        for number, plan in enumerate(self._plans):
+            for rows in plan.compiled_rows if plan.stacked else ():
+                self._compile(number, rows)
         return self._infos
+
+    def _compile(self, subgraph: int, rows: int) -> None:
+        """Compiles a graph for one number of rows: then nothing need be found out about shapes in a call."""
+        file, info = self._files[subgraph], with_batch(self._infos[subgraph], self._plans[subgraph], rows)
+        if (subgraph, rows) not in self._compiled:
+            cell = _cell(file, info, self._rewriting)
+            share(("*",), cell.get_parameters(), self._cells[subgraph].get_parameters(), file)
+            self._compiled[subgraph, rows] = cell
+        with model_errors(file):
+            self._call(subgraph, warm_inputs(info))
 
     def _share(self, subgraph: int, others: Iterable[int]) -> None:
         """Has a graph that was not called yet use the parameters of others where they are to be the same."""
@@ -192,6 +213,7 @@ class MindSporeExecutor:
         check_inputs(info, inputs)
         if subgraph in self._failed:
             # A graph in which an operator failed refuses all further calls; a new one with its parameters does not.
+            self._compiled = {key: cell for key, cell in self._compiled.items() if key[0] != subgraph}
             self._cells[subgraph] = _cell(self._files[subgraph], info, self._rewriting, self._cells[subgraph])
             self._failed.discard(subgraph)
             self._share(subgraph, (number for number in range(len(self._cells)) if number != subgraph))
@@ -204,16 +226,24 @@ class MindSporeExecutor:
     def _call(self, subgraph: int, inputs: Sequence[Array]) -> list[Array]:
         # A tensor aliases its array, which must be aligned and in C order: a view of a message need not be either.
         arrays = [np.require(it, None, ("C_CONTIGUOUS", "ALIGNED")) for it in inputs]
-        outputs = self._cells[subgraph](*(_to_tensor(array) for array in arrays))
+        cell = self._cells[subgraph]
+        if self._compiled:
+            cell = self._compiled.get((subgraph, self._rows_of(subgraph, arrays)), cell)
+        outputs = cell(*(_to_tensor(array) for array in arrays))
         results = [own(output, arrays) for output in _to_arrays(outputs, self._infos[subgraph].outputs)]
         fault = self._shared_group.fault() if self._shared_group is not None else None
         if fault is not None:
             raise CollectiveFailed(fault.message, fault.rank)
         return results
 
+    def _rows_of(self, subgraph: int, arrays: Sequence[Array]) -> int:
+        plan = plan_for(self._plans, subgraph)
+        stacked = (it for index, it in enumerate(arrays) if plan.stacked and index not in plan.unstacked_inputs)
+        return next((it.shape[0] for it in stacked), 0)
+
     def close(self) -> None:
         """See `Executor.close`."""
-        self._cells = []
+        self._forget_cells()
         self._store = None
         if self._shared_group is not None:
             self._shared_group.close()
@@ -240,6 +270,8 @@ def _read(file: Path) -> tuple[GraphInfo, GraphFacts]:
 
 @functools.cache
 def _limit_threads(count: int) -> None:
+    if count == 1 and use_calling_thread(True):
+        return
     ms.device_context.cpu.op_tuning.threads_num(count)  # once in the life of a process; more is refused
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...schemas import codec
-from ...schemas.errors import InvalidInput, JobStopped, LimitExceeded, RankmqError
+from ...schemas.errors import BlobMissing, InvalidInput, JobStopped, LimitExceeded, RankmqError
 from ...schemas.messages import ErrorInfo, Reply, Request
 from .columns import Input
 from .manifest import Chunk, Failure, Key, Manifest
@@ -35,11 +35,19 @@ _STEP_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A reply as it came."""
+    """A reply as it came.
+
+    Attributes:
+        key: of the request.
+        body: the message's, or what it was a claim to.
+        content_type: of the body.
+        claim: the claim; "" where the body came with the message.
+    """
 
     key: Key
     body: bytes
     content_type: str = codec.MSGPACK
+    claim: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +72,12 @@ class Room:
     Attributes:
         requests: how many.
         rows_per_second: how fast rows are done; 0 if that is not new.
+        near: whether bodies go past the broker, as far as is known.
     """
 
     requests: int = 0
     rows_per_second: float = 0.0
+    near: bool = False
 
 
 @dataclass(slots=True)
@@ -83,6 +93,7 @@ class Step:
         more: further requests can be planned now, if there is room.
         fatal: why no row can be answered.
         cancel_asked: somebody has given up the job.
+        claims_lost: a body in memory was not found at the other end.
     """
 
     counts: Counts
@@ -93,6 +104,7 @@ class Step:
     more: bool = True
     fatal: str = ""
     cancel_asked: bool = False
+    claims_lost: bool = False
 
 
 class Desk:
@@ -120,6 +132,11 @@ class Desk:
         self._out: set[Key] = set()
         self._began = time.monotonic() - self.counts.seconds
         self.counts.runs += 1
+
+    @property
+    def rows_each(self) -> int:
+        """How many rows the next request will have; may be asked for by any thread."""
+        return self._packing.rows
 
     @property
     def reader(self) -> Reader:
@@ -150,6 +167,7 @@ class Desk:
         if room.rows_per_second:
             self._packing.measured(room.rows_per_second)
             self.counts.rate = room.rows_per_second
+        self._packing.travels(near=room.near, most=self.max_message // 2)
         step = Step(self.counts)
         with self._manifest.transaction():
             fatal = [it for answer in answers if (it := self._take(answer, step, cancelling=cancelling))]
@@ -184,7 +202,9 @@ class Desk:
         key = answer.key
         chunk = self._manifest.chunk_of(key.first)
         rows = chunk.rows(key.first, count)
-        outcome = outcome_of(_read(answer), len(rows), key.attempt, cancelling=cancelling)
+        reply = _read(answer)
+        step.claims_lost |= reply.error is not None and reply.error.code == BlobMissing.code
+        outcome = outcome_of(reply, len(rows), key.attempt, cancelling=cancelling)
         self._packing.answered(len(rows), len(answer.body))
         self._settle(key, count, chunk, rows, outcome)
         if outcome.open != len(rows):

@@ -22,6 +22,7 @@ import msgspec
 
 from ...schemas.errors import AlreadyRunning, ConfigurationError, JobStopped, RankmqError
 from ..address import BrokerAddress
+from ..claims import ClaimFolder, new_token
 from ..client_terms import check_lane
 from .assembly import Record
 from .columns import Columns, Mapped
@@ -102,7 +103,8 @@ class Job:
             lane: "high", "normal" or "low".
             base64: tensors in JSON lines have dtype, shape and base64, and are no nested lists.
             rows_per_request: as many rows travel together; None adapts to how fast they are done.
-            request_bytes: about the most bytes that travel together; a larger row travels alone.
+            request_bytes: about the most bytes that travel together, four times as many where they go past the broker;
+                a larger row travels alone.
             line_bytes: a longer line of JSON fails.
             manifest: a folder on this machine for what is on record of the job; needed where `output` is not on it.
 
@@ -146,6 +148,7 @@ class Job:
                 rows_per_request=rows_per_request,
                 most_bytes=request_bytes,
                 most_row_bytes=line_bytes,
+                claims=new_token(),
             )
             Manifest.create(folder / MANIFEST, spec, Counts(total=rows.total, size=rows.size)).close()
         except BaseException:
@@ -289,6 +292,8 @@ class Job:
     def _clear(self) -> None:
         """The replies have become results."""
         (self.folder / SPOOL).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a runner that was killed
+            ClaimFolder.open(self._spec.claims).remove()
 
     def _rename(self, results: str) -> None:
         spec = self._spec

@@ -6,13 +6,15 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...schemas import codec
-from ...schemas.errors import AlreadyRunning, BrokerUnavailable, ConnectionLost, RankmqError
+from ...schemas.errors import AlreadyRunning, BlobMissing, BrokerUnavailable, ConnectionLost, RankmqError
+from ...schemas.messages import ErrorInfo, Reply
 from .. import topology
 from ..address import BrokerAddress
+from ..claims import CLAIM_HEADER, CLAIMED_BYTES, CLAIMS_HEADER, ClaimFolder
 from ..client_cancel import tell_cancel
 from ..confirms import Outcome
 from ..connection import Channel, Connection, Properties
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 _PREFETCH = 48
 _TAKEN_SECONDS = 40.0
 _TAKEN_PAUSE = 1.0
+_MOST_REPLY_BYTES = 1 << 30
 _ID = re.compile(r"(?P<job>[^.]+)\.(?P<first>\d+)\.(?P<attempt>\d+)(?:/.*)?")
 
 
@@ -41,6 +44,15 @@ def key_of(job: str, correlation: object) -> Key | None:
     return Key(int(found["first"]), int(found["attempt"])) if found and found["job"] == job else None
 
 
+def _file(key: Key) -> str:
+    """Where the body of a request is; the same when it is sent again."""
+    return f"q{key.first}.{key.attempt}"
+
+
+def _kind(content_type: object) -> str:
+    return content_type if isinstance(content_type, str) and content_type else codec.MSGPACK
+
+
 class JobLine:
     """One connection. Lives on one loop.
 
@@ -49,13 +61,24 @@ class JobLine:
         job: the job's id.
         key: the routing key of its requests.
         on_answer: called with each reply and its delivery tag.
+        folder: for bodies, where the engine is on this host; None: all of them go with their messages.
     """
 
-    def __init__(self, connection: Connection, job: str, key: str, on_answer: Callable[[Answer, int], None]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        job: str,
+        key: str,
+        on_answer: Callable[[Answer, int], None],
+        folder: ClaimFolder | None = None,
+    ) -> None:
         self._connection = connection
         self._job = job
         self._key = key
         self._on_answer = on_answer
+        self._folder = folder
+        self._offers = folder is not None
+        self.near = False  # what the engine said last
         self._in: Channel | None = None
         self._out: Channel | None = None
         self._deleted: asyncio.Future[RankmqError] = connection.loop.create_future()
@@ -69,6 +92,7 @@ class JobLine:
         job: str,
         key: str,
         on_answer: Callable[[Answer, int], None],
+        folder: ClaimFolder | None,
         *,
         patience: float,
         stopped: Callable[[], bool],
@@ -80,6 +104,7 @@ class JobLine:
             job: the job's id.
             key: the routing key of its requests.
             on_answer: called with each reply and its delivery tag.
+            folder: for bodies, where the engine is on this host.
             patience: seconds to go on trying while nobody answers.
             stopped: asked between attempts; True gives up.
 
@@ -90,7 +115,7 @@ class JobLine:
             ConnectionLost: the broker went away again.
         """
         connection = await Connection.open(address, name=f"rankmq job {job}", patience=patience, stopped=stopped)
-        line = cls(connection, job, key, on_answer)
+        line = cls(connection, job, key, on_answer, folder)
         try:
             await line._begin()
         except BaseException:
@@ -140,8 +165,39 @@ class JobLine:
         if key is None:
             log.debug("a reply to nothing that the job has asked: %r", properties.correlation_id)
             key = Key(-1, -1)
-        kind = properties.content_type if isinstance(properties.content_type, str) else ""
-        self._on_answer(Answer(key, delivery.body, kind or codec.MSGPACK), delivery.tag)
+        headers = delivery.headers
+        self.near = self._offers and headers.get(CLAIMS_HEADER) is True
+        claim = headers.get(CLAIM_HEADER)
+        if isinstance(claim, str):
+            answer = Answer(key, *self._claimed(claim, properties.content_type), claim)
+        else:
+            answer = Answer(key, delivery.body, _kind(properties.content_type))
+        self._on_answer(answer, delivery.tag)
+
+    def _claimed(self, claim: str, content_type: object) -> tuple[bytes, str]:
+        """What a reply is a claim to, and of what type it is; where that is gone, a reply that says so."""
+        try:
+            if self._folder is None:
+                raise BlobMissing("its folder cannot be had")
+            return self._folder.get(claim, _MOST_REPLY_BYTES), _kind(content_type)
+        except (OSError, RankmqError) as error:
+            log.debug("a reply is lost: %s", error)
+            lost = ErrorInfo(code=BlobMissing.code, message="a reply whose body is gone", side=BlobMissing.side)
+            return codec.encode_reply(Reply(error=lost)), codec.MSGPACK
+
+    def keep_bodies(self) -> None:
+        """All bodies go with their messages from now on: what is put into the folder is not found at the other end,
+        which has another one of the same name, on another host.
+        """
+        self._offers = self.near = False
+
+    def forget(self, answers: Iterable[Answer], keys: Iterable[Key]) -> None:
+        """Deletes the bodies of replies that are on disk, and of requests that are not asked again."""
+        if self._folder is not None:
+            for claim in (it.claim for it in answers if it.claim):
+                self._folder.drop(claim)
+            for key in keys:
+                self._folder.drop(_file(key))
 
     @property
     def max_message(self) -> int:
@@ -177,6 +233,7 @@ class JobLine:
             ConnectionLost: the connection is gone.
         """
         number = request_id(self._job, asking.key)
+        headers, body = self._sent(asking)
         properties = Properties(
             message_id=number,
             correlation_id=number + question,
@@ -185,10 +242,24 @@ class JobLine:
             delivery_mode=2,
             timestamp=int(time.time()),
             app_id="rankmq job",
+            headers=headers,
         )
         if self._out is None:
             raise ConnectionLost("the connection to the broker is closed")
-        self._out.publish(topology.REQUESTS, self._key, asking.body, properties, then=then)
+        self._out.publish(topology.REQUESTS, self._key, body, properties, then=then)
+
+    def _sent(self, asking: Asking) -> tuple[dict[str, Any] | None, bytes]:
+        """The headers and the body of a request's message."""
+        if self._folder is None or not self._offers or asking.key.attempt:
+            return None, asking.body  # what is sent again goes another way than the first time
+        headers: dict[str, Any] = {CLAIMS_HEADER: self._folder.token}
+        if not self.near or len(asking.body) < CLAIMED_BYTES:
+            return headers, asking.body
+        try:
+            return {**headers, CLAIM_HEADER: self._folder.put(asking.body, _file(asking.key))}, b""
+        except OSError as error:
+            log.debug("a request goes with its message: %s", error)
+            return headers, asking.body
 
     def ack(self, tag: int) -> None:
         """Acknowledges all replies up to one."""

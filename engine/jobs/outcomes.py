@@ -12,6 +12,7 @@ __all__ = ["Again", "Outcome", "outcome_of"]
 _AGAIN: Mapping[str, int] = {
     "temporary_failure": 3,
     "blob_unavailable": 3,
+    "blob_missing": 3,  # a body in memory that was lost with the host, or that an engine elsewhere cannot read
     "group_unavailable": 3,
     "session_lost": 3,
     "collective_failed": 3,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 __all__ = ["Packing"]
 
-_SHARE_SECONDS = 0.06
-"""A request is worth so much of the whole group's time: short enough not to keep others waiting, long enough that what
-a request costs by itself does not count for much."""
+_SHARE_SECONDS = 0.25
+"""A request is worth so much of the whole group's time: little to do again when it is lost, and enough that what a
+request costs by itself does not count. It keeps nobody waiting: its rows travel in several steps if need be."""
 
 _MOST_ROWS = 256
-_FIRST_ROWS = 1
+_FIRST_ROWS = 16
 _MOST_GROWTH = 4
+_NEAR = 4
+"""As many times the bytes may travel together where they need not go through the broker: so many fewer messages."""
+
+_FAR_TOO_MANY = 4
+"""As many times what is wanted: rates are low while a job gets under way, and requests are not to shrink for that."""
 
 
 class Packing:
@@ -25,7 +30,7 @@ class Packing:
 
     def __init__(self, fixed: int | None = None, most_bytes: int = 1 << 20) -> None:
         self._fixed = fixed
-        self.most_bytes = most_bytes
+        self.most_bytes = self._most_bytes = most_bytes
         self._rows = _FIRST_ROWS
         self._reply_bytes = 0.0
 
@@ -36,10 +41,22 @@ class Packing:
             return self._fixed
         return max(1, min(self._rows, int(self.most_bytes / max(1.0, self._reply_bytes))))
 
+    def travels(self, *, near: bool, most: int) -> None:
+        """How requests will travel.
+
+        Args:
+            near: past the broker, as far as is known.
+            most: bytes that the broker would take.
+        """
+        self.most_bytes = max(self._most_bytes, min(_NEAR * self._most_bytes, most)) if near else self._most_bytes
+
     def measured(self, rows_per_second: float) -> None:
         """So many rows are done in a second; it follows step by step, up by a factor of four and down by one of two."""
         wanted = round(rows_per_second * _SHARE_SECONDS)
-        self._rows = max(1, min(wanted, self._rows * _MOST_GROWTH, _MOST_ROWS), self._rows // 2)
+        if wanted > self._rows:
+            self._rows = min(wanted, self._rows * _MOST_GROWTH, _MOST_ROWS)
+        elif wanted * _FAR_TOO_MANY < self._rows:
+            self._rows = max(1, self._rows // 2)
 
     def answered(self, rows: int, nbytes: int) -> None:
         """A reply to so many rows had so many bytes."""

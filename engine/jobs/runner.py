@@ -14,6 +14,7 @@ from typing import Literal
 
 from ...schemas.errors import BrokerUnavailable, ConnectionLost, JobStopped, ProducerError, QueueFull, RankmqError
 from ..address import BrokerAddress
+from ..claims import ClaimFolder
 from ..confirms import Outcome
 from ..topology import requests_key
 from .desk import Answer, Asking, Desk, Room, Step
@@ -80,7 +81,7 @@ class Runner:
         self._timeouts = (connect_timeout, reconnect_timeout)
         self._patience = patience
         self._watch = watch
-        self._window = Window(time.monotonic(), most=window)
+        self._window = Window(most=window)
         self._thread = ThreadPoolExecutor(1, "rankmq-job")
         self._stop = False
         self._sent: dict[Key, _Sent] = {}
@@ -110,6 +111,7 @@ class Runner:
         """
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
+        self._folder = _folder(self._desk.spec.claims)
         away, first = 0, True
         try:
             while True:
@@ -119,7 +121,10 @@ class Runner:
                     self._ask_all_again()
                 first, heard = False, self._heard
                 try:
-                    return await self._converse(line)
+                    ending = await self._converse(line)
+                    if self._folder is not None and ending != "stopped":
+                        self._folder.remove()
+                    return ending
                 except ConnectionLost as error:
                     away = 1 if self._heard > heard else away + 1
                     if away > _MOST_AWAY:
@@ -129,6 +134,8 @@ class Runner:
                     await line.close()
         finally:
             self._thread.shutdown(wait=True)
+            if self._folder is not None:
+                self._folder.leave()
 
     async def _open(self, patience: float) -> JobLine:
         spec = self._desk.spec
@@ -142,6 +149,7 @@ class Runner:
                     spec.id,
                     requests_key(spec.servable, spec.lane),
                     self._on_answer,
+                    self._folder,
                     patience=max(0.0, until - time.monotonic()),
                     stopped=lambda: self._stop,
                 )
@@ -154,7 +162,7 @@ class Runner:
 
     async def _converse(self, line: JobLine) -> Ending:
         line.when_ended(self._news.set)
-        self._window.paused(time.monotonic())
+        self._window.paused()
         await self._take_what_waits(line)
         self._send_again()
         self._send(line)
@@ -186,16 +194,19 @@ class Runner:
         self._answers = []
         rate, self._rate = self._rate, 0.0
         step = await self._loop.run_in_executor(
-            self._thread, lambda: self._desk.step(answers, Room(requests, rate), cancelling=cancelling)
+            self._thread, lambda: self._desk.step(answers, Room(requests, rate, line.near), cancelling=cancelling)
         )
         if answers:
             line.ack(tag)
+        line.forget(answers, step.settled)
+        if step.claims_lost:
+            line.keep_bodies()
         if step.fatal:
             raise JobStopped(step.fatal)
         now = time.monotonic()
         for key, rows in step.settled.items():
-            self._sent.pop(key, None)
-            if self._window.answered(rows, now):
+            sent = self._sent.pop(key, None)
+            if sent is not None and self._window.answered(rows, now - sent.since, now):
                 self._rate = self._window.rate
         self._ready.extend(step.asking)
         self._send(line)
@@ -233,7 +244,8 @@ class Runner:
             return 0
         if sum(it.nbytes for it in self._sent.values() if it.asking) >= _MOST_UNCONFIRMED:
             return 0
-        return max(0, self._window.size - len(self._sent))
+        rows = sum(it.rows for it in self._sent.values())
+        return self._window.room(len(self._sent), rows, self._desk.rows_each)
 
     def _ask_all_again(self) -> None:
         """The queue of replies is a new one: what was answered until now went elsewhere."""
@@ -270,7 +282,7 @@ class Runner:
         elif outcome is Outcome.REJECTED:
             now = time.monotonic()
             if now >= self._not_before:
-                self._window.pressed(now)
+                self._window.pressed(len(self._sent), now)
                 self._not_before = now + min(_LONGEST_PAUSE, _REFUSED_PAUSE * 2.0 ** min(self._refusals, 10))
                 self._refusals += 1
             del self._sent[asking.key]
@@ -281,7 +293,7 @@ class Runner:
         now = time.monotonic()
         self._send(line)
         if line.blocked:
-            self._window.pressed(now)
+            self._window.pressed(len(self._sent), now)
         silent = now - self._heard
         if silent > self._patience and (self._sent or self._ready):
             what = f"nothing was answered for {silent:.0f} s"
@@ -316,3 +328,12 @@ class Runner:
         if not self._sent:  # else replies still come, and the queue goes by itself when its time is up
             await line.delete_queue()
         return "cancelled"
+
+
+def _folder(token: str) -> ClaimFolder | None:
+    """Where bodies are put that need not go through the broker."""
+    try:
+        return ClaimFolder.make(token) if token else None
+    except OSError as error:
+        log.debug("all bodies go through the broker: %s", error)
+        return None

@@ -35,6 +35,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         rows_per_request: a fixed number; None adapts.
         most_bytes: of the rows of a request.
         most_row_bytes: of a line of JSON.
+        claims: the token of its folder of bodies; "": it has none.
     """
 
     id: str = msgspec.field(default_factory=lambda: f"job-{uuid.uuid4().hex[:16]}")
@@ -53,6 +54,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     rows_per_request: int | None = None
     most_bytes: int = 1 << 20
     most_row_bytes: int = 16 << 20
+    claims: str = ""
 
 
 class Counts(msgspec.Struct, kw_only=True):

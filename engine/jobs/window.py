@@ -1,111 +1,103 @@
-"""How many requests of a job are under way at once: as many as help, and no more. Pure."""
+"""How much of a job is under way at once: as much as helps, and no more. Pure."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections import deque
 
 __all__ = ["Window"]
 
-_HELPS = 1.1
-_AS_FAST = 0.95
-_SLOWER = 0.5
+_SECONDS = 4.0
+"""So much of the group's time is under way beyond what a request takes by itself: batches find rows enough to be full,
+and who comes behind, as another job does, need not wait for long."""
+
+_LATENCIES = 2.0
+"""And so many times what a request takes by itself: ranks that could have more at once get more, if each is slow."""
+
 _PERIOD_SECONDS = 0.5
-_LOOK_AGAIN_SECONDS = 30.0
+_PERIODS = 8  # whose best rate counts
+_RECENT = 4  # whose mean is the rate that is told
+_PRESSED_SECONDS = 30.0
 
 
 class Window:
-    """Grows while the rate grows with it, then shrinks while the rate does not: what waits before the ranks beyond that
-    only keeps others waiting. Half a minute later it tries again.
-
-    A period lasts until as many requests were answered as may be under way, and half a second at least.
+    """Follows the best rate of the last periods, so that one in which little was done, or batches that end together,
+    do not shake it. It counts rows, since requests may have few of them now and many later.
 
     Args:
-        now: seconds, monotonic.
-        first: where it begins.
-        least: it is never smaller.
-        most: nor larger.
+        least: so many requests may be under way in any case, unless the broker takes no more.
+        most: and so many at most.
+
+    Attributes:
+        rate: how many rows were done in a second, of late.
     """
 
-    def __init__(self, now: float, *, first: int = 4, least: int = 2, most: int = 256) -> None:
+    def __init__(self, *, least: int = 16, most: int = 256) -> None:
         self._least, self._most = min(least, most), most
-        self.size = max(self._least, min(first, most))
         self.rate = 0.0
-        self._best = 0.0
-        self._before = self.size
-        self._mode: Literal["up", "down", "steady"] = "up"
-        self._steady_until = 0.0
-        self._begin(now)
+        self._rows_wanted = 0.0
+        self._quickest = math.inf
+        self._periods: deque[tuple[float, int]] = deque(maxlen=_PERIODS)  # seconds, rows
+        self._ceiling = most
+        self._pressed_until = -math.inf
+        self.paused()
 
-    def _begin(self, now: float) -> None:
+    def room(self, requests: int, rows: int, each: int) -> int:
+        """How many requests may be sent.
+
+        Args:
+            requests: so many are under way.
+            rows: which have so many rows.
+            each: how many rows the next ones will have.
+        """
+        wanted = max(math.ceil((self._rows_wanted - rows) / each), self._least - requests)
+        return max(0, min(wanted, self._ceiling - requests))
+
+    def _begin(self, now: float | None) -> None:
         self._since = now
-        self._requests = 0
         self._rows = 0
 
-    def answered(self, rows: int, now: float) -> bool:
+    def answered(self, rows: int, took: float, now: float) -> bool:
         """A request of so many rows was answered.
 
+        Args:
+            rows: of them, those that are done.
+            took: seconds since it was sent.
+            now: seconds, monotonic.
+
         Returns:
-            Whether a period is over, and `rate` is new: rows a second.
+            Whether a period is over, and `rate` is new.
         """
-        self._requests += 1
+        if rows:
+            self._quickest = min(self._quickest, took)
+        if self._since is None:  # of what went before nothing is known but that nothing came
+            self._begin(now)
+            return False
         self._rows += rows
         seconds = now - self._since
-        if seconds < _PERIOD_SECONDS or self._requests < self.size:
+        if seconds < _PERIOD_SECONDS or not self._rows:
             return False
-        self.rate = self._rows / seconds
-        self._judge(now)
+        self._periods.append((seconds, self._rows))
+        recent = list(self._periods)[-_RECENT:]
+        self.rate = sum(rows for _, rows in recent) / sum(seconds for seconds, _ in recent)
+        best = max(rows / seconds for seconds, rows in self._periods)
+        self._rows_wanted = best * (_SECONDS + _LATENCIES * self._quickest)
+        if now >= self._pressed_until:
+            self._ceiling = self._most
         self._begin(now)
         return True
 
-    def _judge(self, now: float) -> None:
-        match self._mode:
-            case "up" if self.rate >= _HELPS * self._best:
-                self._best = self.rate
-                if self.size < self._most:
-                    self._grow()
-                else:
-                    self._rest(now)
-            case "up":
-                self._shrink(self._before)
-            case "down" if self.rate >= _AS_FAST * self._best:
-                if self.size > self._least:
-                    self._shrink(self.size)
-                else:
-                    self._rest(now)
-            case "down":
-                self._set(self._before)
-                self._rest(now)
-            case "steady" if now >= self._steady_until or self.rate < _SLOWER * self._best:
-                self._best = self.rate
-                if self.size < self._most:
-                    self._grow()
-                else:
-                    self._shrink(self.size)
+    def pressed(self, requests: int, now: float) -> None:
+        """The broker refused a request, or takes none: half as many, and no more than that for a while.
 
-    def _grow(self) -> None:
-        self._mode = "up"
-        self._before = self.size
-        self._set(2 * self.size)
+        Args:
+            requests: so many are under way.
+            now: seconds, monotonic.
+        """
+        self._ceiling = max(1, min(self._ceiling, requests) // 2)
+        self._pressed_until = now + _PRESSED_SECONDS
+        self.paused()
 
-    def _shrink(self, size: int) -> None:
-        """Tries half of a size that would do."""
-        self._mode = "down"
-        self._before = size
-        self._set(size // 2)
-
-    def _set(self, size: int) -> None:
-        self.size = max(self._least, min(self._most, size))
-
-    def _rest(self, now: float) -> None:
-        self._mode = "steady"
-        self._steady_until = now + _LOOK_AGAIN_SECONDS
-
-    def pressed(self, now: float) -> None:
-        """The broker refused a request, or takes none: half as many, and no growth for a while."""
-        self._set(self.size // 2)
-        self._rest(now)
-        self._begin(now)
-
-    def paused(self, now: float) -> None:
+    def paused(self) -> None:
         """The connection was away: the period does not count."""
-        self._begin(now)
+        self._begin(None)

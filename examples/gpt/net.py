@@ -4,9 +4,10 @@
     Decode    one token goes in, at its position; the next one comes out, and its position, to go in again
     Combined  everything goes in for every token, and nothing stays: for comparison
 
-It is tensor-parallel. A rank has some of the heads and some of the hidden units of the MLP, and an AllReduce adds up
-what the ranks make of a row after each of the two. Embeddings and the head are small and on every rank, so that every
-rank knows the next token without asking the others.
+It is tensor-parallel. A rank has some of the heads and some of the hidden units of the MLP. Attention and MLP of a
+layer both start from the same normed row (as in GPT-J and PaLM), so that one AllReduce adds up what the ranks make of
+the two: each is a place where all ranks wait for each other. Embeddings and the head are small and on every rank, so
+that every rank knows the next token without asking the others.
 
 Nothing here depends on the number of rows, and the graphs are exported for any.
 Where an obvious operator is missing, it is for its cost on a CPU, which the comments name.
@@ -113,13 +114,15 @@ class Gpt(Cell):
     def over_ranks(self, x):
         return self.all_reduce(x) if self.divided else x
 
-    def query_key_value(self, x, layer):
-        return self.split(self.matmul(self.norm(x), self.qkv[layer]))
+    def query_key_value(self, normed, layer):
+        return self.split(self.matmul(normed, self.qkv[layer]))
 
-    def mlp(self, x, layer):
+    def add(self, x, mixed, normed, layer):
+        """The rows behind a layer: what attention has mixed, and the MLP, are added to them."""
         # SiLU, because GELU takes 19 times as long.
-        hidden = ops.silu(self.matmul(self.norm(x), self.up[layer]))
-        return x + self.over_ranks(self.matmul(hidden, self.down[layer]))
+        hidden = ops.silu(self.matmul(normed, self.up[layer]))
+        parts = self.matmul(mixed, self.out[layer]) + self.matmul(hidden, self.down[layer])
+        return x + self.over_ranks(parts)
 
     def next_token(self, x):
         return self.argmax(self.matmul(self.norm(x), self.head))
@@ -146,13 +149,12 @@ class Whole(Gpt):
             return ops.reshape(x, (-1, 1, self.size, self.head_width))
         return ops.transpose(ops.reshape(x, (-1, self.size, self.heads, self.head_width)), (0, 2, 1, 3))
 
-    def attend(self, x, query, key, value, layer):
+    def attend(self, query, key, value):
         scores = self.compare(self.by_head(query), self.by_head(key)) * self.scale + self.later
         mixed = self.mix(self.softmax(scores), self.by_head(value))
         if self.heads > 1:
             mixed = ops.transpose(mixed, (0, 2, 1, 3))
-        mixed = ops.reshape(mixed, (-1, self.mine))
-        return x + self.over_ranks(self.matmul(mixed, self.out[layer]))
+        return ops.reshape(mixed, (-1, self.mine))
 
     def after(self, x, length):
         """The token after each text."""
@@ -170,10 +172,11 @@ class Prefill(Whole):
         x = self.embed(tokens)
         rows, rest = self.rows_of(slot), self.gather(self.rest, slot, 0)
         for layer in range(self.layers):
-            query, key, value = self.query_key_value(x, layer)
+            normed = self.norm(x)
+            query, key, value = self.query_key_value(normed, layer)
             x = ops.depend(x, self.scatter(self.kcache[layer], rows, self.whole_slot(key, rest)))
             x = ops.depend(x, self.scatter(self.vcache[layer], rows, self.whole_slot(value, rest)))
-            x = self.mlp(self.attend(x, query, key, value, layer), layer)
+            x = self.add(x, self.attend(query, key, value), normed, layer)
         return self.after(x, length)
 
     def whole_slot(self, x, rest):
@@ -188,8 +191,8 @@ class Combined(Whole):
     def construct(self, tokens, length):
         x = self.embed(tokens)
         for layer in range(self.layers):
-            query, key, value = self.query_key_value(x, layer)
-            x = self.mlp(self.attend(x, query, key, value, layer), layer)
+            normed = self.norm(x)
+            x = self.add(x, self.attend(*self.query_key_value(normed, layer)), normed, layer)
         return self.after(x, length)
 
 
@@ -215,19 +218,19 @@ class Decode(Gpt):
         following = position + 1
         here, rows = slot * self.context + position, self.rows_of(slot)
         for layer in range(self.layers):
-            query, key, value = self.query_key_value(x, layer)
+            normed = self.norm(x)
+            query, key, value = self.query_key_value(normed, layer)
             keys = self.gather(self.scatter(self.kcache[layer], here, key), rows, 0)
             values = self.gather(self.scatter(self.vcache[layer], here, value), rows, 0)
-            x = self.mlp(self.attend(x, query, keys, values, later, layer), layer)
+            x = self.add(x, self.attend(query, keys, values, later), normed, layer)
         return self.next_token(x), following
 
-    def attend(self, x, query, keys, values, later, layer):
+    def attend(self, query, keys, values, later):
         query = ops.reshape(query, (-1, 1, self.mine)) * self.own_scaled
         mixed = self.mix(self.softmax(self.compare(query, keys) + later), values)
         if self.heads > 1:
             mixed = self.sum(mixed * self.own, 1)
-        mixed = ops.reshape(mixed, (-1, self.mine))
-        return x + self.over_ranks(self.matmul(mixed, self.out[layer]))
+        return ops.reshape(mixed, (-1, self.mine))
 
 
 def empty(name, size):

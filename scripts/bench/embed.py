@@ -28,10 +28,10 @@ from .tools.row import Row, compared
 __all__ = ["BENCHMARK"]
 
 _RANKS = 8
-_SENTENCES = 2048
+_SENTENCES = 12288
 _INSTANCES = 64  # in a request: what several of them have of one length makes a step
 _IN_FLIGHT = 32
-_ROUNDS = 5
+_ROUNDS = 3
 
 
 def _run(bench: Bench) -> Iterator[Row]:

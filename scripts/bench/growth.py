@@ -1,17 +1,18 @@
-"""Memory of the orchestrator and of a rank, as there come to be more ranks, larger tensors, and more requests waiting.
+"""Memory of the orchestrator and of a rank: more ranks, larger tensors, more requests waiting, more of them answered.
 
 Each figure is the most that was seen while an engine, new for each, answered requests for a while. It is held against
-the same with few: one rank, the smallest tensor, a thousand requests waiting.
+the same with few: one rank, the smallest tensor, a thousand requests. What waits and what was answered are told apart:
+however many wait, memory is looked at until a thousand are answered, since answers are remembered (up to a bound).
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -35,10 +36,16 @@ _RANKS = (1, 2, 4, 8)
 _SIZES = {"1 KB": 1 << 10, "16 KB": 16 << 10, "256 KB": 256 << 10, "1 MB": 1 << 20, "4 MB": 4 << 20}
 _WAITING = (10, 100, 1_000, 10_000, 100_000)
 _QUICK_WAITING = (10, 1_000, 2_000)
+_ANSWERED = (1_000, 10_000, 50_000)
+_QUICK_ANSWERED = (1_000, 2_000)
 _FEW = 1_000
+_MANY_IN_FLIGHT = 64
 _SECONDS = 4.0
 _IN_FLIGHT = 8
 _LOOK_SECONDS = 0.02
+_PATIENCE = 240.0
+
+Array = np.ndarray[Any, Any]
 
 _CONFIGURATION = """\
 from rankmq.engine import distributed, register
@@ -59,8 +66,11 @@ def _run(bench: Bench) -> Iterator[Row]:
     seen = {f"tensors of {label}": _served(bench, 2, size) for label, size in _SIZES.items()}
     yield from _rows(bench, seen, "tensors of 1 KB")
     counts = _QUICK_WAITING if bench.quick else _WAITING
-    seen = {f"{count:,} requests waiting": _served(bench, 2, 1 << 10, waiting=count) for count in counts}
+    seen = {f"{count:,} requests waiting": _waiting(bench, count) for count in counts}
     yield from _rows(bench, seen, f"{_FEW:,} requests waiting")
+    numbers = _QUICK_ANSWERED if bench.quick else _ANSWERED
+    seen = {f"{number:,} requests answered": _served(bench, 2, 1 << 10, most=number) for number in numbers}
+    yield from _rows(bench, seen, f"{_FEW:,} requests answered")
 
 
 def _rows(bench: Bench, seen: dict[str, tuple[float, float]], few: str) -> Iterator[Row]:
@@ -70,27 +80,52 @@ def _rows(bench: Bench, seen: dict[str, tuple[float, float]], few: str) -> Itera
             yield compared(bench.name, f"{who}, {case}, against {few}", "MB", [pair])
 
 
-def _served(bench: Bench, ranks: int, size: int, waiting: int = 0) -> tuple[float, float]:
-    """The most memory, in MB, that the orchestrator and a rank took."""
-    x = np.arange(size // 4, dtype=np.float32)
-    request = Request(servable=_SERVABLE, method="echo", instances=[{"x": from_array(x)}])
-    seconds = bench.seconds(_SECONDS)
+def _served(bench: Bench, ranks: int, size: int, *, most: int = 0) -> tuple[float, float]:
+    """The most memory, in MB, that the orchestrator and a rank took: for a while, or until so many were answered."""
+    what = f"{ranks} {'rank' if ranks == 1 else 'ranks'}, {size:,} bytes"
+    with _producer(bench, size) as producer, RunningEngine(bench, _echo(bench, ranks), _SERVABLE) as engine:
+        bench.say(f"{what}, {most:,} requests" if most else what)
+        with _Memory(engine) as memory:
+            if most:
+                answers = producer.ask(REQUESTS, _SERVABLE, _MANY_IN_FLIGHT, seconds=_PATIENCE, most=most)
+            else:
+                answers = producer.ask(REQUESTS, _SERVABLE, _IN_FLIGHT, seconds=bench.seconds(_SECONDS))
+    _check(answers, size)
+    if most and answers.count < most:
+        raise OperatorError(f"{answers.count} of {most} requests were answered within {_PATIENCE:g} s")
+    return memory.orchestrator, memory.rank
+
+
+def _waiting(bench: Bench, count: int) -> tuple[float, float]:
+    """The same with so many requests that wait when the engine comes, until the first thousand are answered."""
+    size, folder = 1 << 10, _echo(bench, 2)
+    with _producer(bench, size) as producer:
+        bench.say(f"{count:,} requests waiting")  # in the queue that the engines before have declared
+        producer.flood(REQUESTS, _SERVABLE, count)
+        with RunningEngine(bench, folder, _SERVABLE) as engine, _Memory(engine) as memory:
+            answers = producer.await_answers(min(count, _FEW))
+        producer.purge(requests_queue(_SERVABLE))
+    _check(answers, size)
+    return memory.orchestrator, memory.rank
+
+
+@contextlib.contextmanager
+def _producer(bench: Bench, size: int) -> Iterator[bare.Producer]:
+    request = Request(servable=_SERVABLE, method="echo", instances=[{"x": from_array(_vector(size))}])
     with bare.Producer(bench.broker_url, [codec.encode_request(request)], codec.MSGPACK) as producer:
         producer.delete(ANSWERS)  # an orchestrator that begins reads what those before it have answered
-        with RunningEngine(bench, _echo(bench, ranks), _SERVABLE) as engine:
-            bench.say(f"{ranks} {'rank' if ranks == 1 else 'ranks'}, {size:,} bytes, {waiting:,} waiting")
-            orchestrator, group = engine.group()
-            with _Memory([orchestrator]) as mine, _Memory([rank.pid for rank in group.ranks]) as of_ranks:
-                if waiting:
-                    answers = producer.flood(REQUESTS, _SERVABLE, waiting, seconds=seconds)
-                else:
-                    answers = producer.ask(REQUESTS, _SERVABLE, _IN_FLIGHT, seconds=seconds)
-        producer.purge(requests_queue(_SERVABLE))
+        yield producer
+
+
+def _vector(size: int) -> Array:
+    return np.arange(size // 4, dtype=np.float32)
+
+
+def _check(answers: bare.Answers, size: int) -> None:
     for _, body in answers.bodies:
         row = next(iter(codec.decode_reply(body).outputs), None)
-        if row is None or not np.array_equal(to_array(row["y"]), x):
+        if row is None or not np.array_equal(to_array(row["y"]), _vector(size)):
             raise OperatorError("a request was answered with something else")
-    return mine.most, of_ranks.most
 
 
 def _echo(bench: Bench, ranks: int) -> Path:
@@ -111,15 +146,17 @@ def _echo(bench: Bench, ranks: int) -> Path:
 
 
 class _Memory:
-    """Looks at processes for as long as the block runs.
+    """Looks at the engine's processes for as long as the block runs.
 
     Attributes:
-        most: the most resident memory that any of them had, in MB.
+        orchestrator: the most resident memory that it had, in MB.
+        rank: the most that any of them had.
     """
 
-    def __init__(self, pids: Sequence[int]) -> None:
-        self.most = 0.0
-        self._processes = [psutil.Process(pid) for pid in pids]
+    def __init__(self, engine: RunningEngine) -> None:
+        self.orchestrator = self.rank = 0.0
+        pid, group = engine.group()
+        self._processes = [psutil.Process(pid), *(psutil.Process(rank.pid) for rank in group.ranks)]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="memory", daemon=True)
 
@@ -134,10 +171,13 @@ class _Memory:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._stop.wait(_LOOK_SECONDS):
-            for process in self._processes:
-                with contextlib.suppress(psutil.Error):  # it ended, which others will say
-                    self.most = max(self.most, process.memory_info().rss / 1e6)
+        done = False
+        while not done:
+            done = self._stop.wait(_LOOK_SECONDS)
+            with contextlib.suppress(psutil.Error):  # one ended, which others will say
+                first, *ranks = (process.memory_info().rss / 1e6 for process in self._processes)
+                self.orchestrator = max(self.orchestrator, first)
+                self.rank = max(self.rank, *ranks)
 
 
-BENCHMARK = Benchmark(90, "memory with more ranks, larger tensors, and more requests waiting", _run)
+BENCHMARK = Benchmark(90, "memory with more ranks, larger tensors, and more requests waiting and answered", _run)

@@ -30,7 +30,7 @@ from .tools.row import Row, compared, percentile
 __all__ = ["BENCHMARK"]
 
 _SHAPE = (128, 96)
-_ROWS = 4000
+_ROWS = 12_000
 _MANY = 200_000
 _ROUNDS = 3
 _SECONDS = 4.0

@@ -21,6 +21,7 @@ __all__ = ["BENCHMARK"]
 _RANKS = (1, 8)
 _NEW = 64
 _ROUNDS = 5
+_QUICKER = 4  # so many texts take about as long as one of the other side, or less
 
 
 def _run(bench: Bench) -> Iterator[Row]:
@@ -40,14 +41,17 @@ def _measured(bench: Bench, model: Path, new: int) -> list[tuple[float, float]]:
         bare.Producer(bench.broker_url, combined.bodies, codec.MSGPACK) as other,
     ):
         return in_turns(
-            bench.rounds(_ROUNDS), lambda: _tokens_per_second(one, split), lambda: _tokens_per_second(other, combined)
+            bench.rounds(_ROUNDS),
+            lambda: _tokens_per_second(one, split, _QUICKER),
+            lambda: _tokens_per_second(other, combined, 1),
         )
 
 
-def _tokens_per_second(producer: bare.Producer, texts: Texts) -> float:
-    answers = producer.ask(REQUESTS, SERVABLE, 1, most=1)
+def _tokens_per_second(producer: bare.Producer, texts: Texts, count: int) -> float:
+    """Of so many texts, one after the other."""
+    answers = producer.ask(REQUESTS, SERVABLE, 1, most=count)
     texts.check(answers.bodies)
-    return texts.new / answers.seconds
+    return count * texts.new / answers.seconds
 
 
 BENCHMARK = Benchmark(

@@ -13,6 +13,7 @@ import psutil
 
 from tests.e2e.graphs import WORDS, Graph, negated_matmul, op, spec, write_servable
 from tests.e2e.systems import environment, wait_until
+from tests.processes import command
 
 MATMUL = (Path(__file__).parents[2] / "examples/matmul/matmul/servable_config.py").read_text()
 SMALL = (
@@ -156,16 +157,16 @@ class Service:
     def left_behind(self, seconds: float = 0.0) -> list[str]:
         """The processes of it that still run, after some seconds at most."""
         _, alive = psutil.wait_procs(self._seen.values(), timeout=seconds)
-        return [f"{it.pid} {' '.join(it.cmdline())}" for it in alive if it.status() != psutil.STATUS_ZOMBIE]
+        return [f"{it.pid} {command(it)}" for it in alive if command(it)]
 
     def child(self, module: str) -> psutil.Process:
         """Its child that runs a module, or a program of this name."""
-        return next(it for it in self.family() if it.is_running() and module in " ".join(it.cmdline()))
+        return next(it for it in self.family() if module in command(it))
 
 
 def visible_secrets(password: str, processes: list[psutil.Process]) -> list[str]:
     """The command lines of processes in which a password can be seen."""
-    return [" ".join(it.cmdline()) for it in processes if it.is_running() and password in " ".join(it.cmdline())]
+    return [line for it in processes if password in (line := command(it))]
 
 
 def mode(path: Path) -> int:

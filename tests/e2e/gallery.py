@@ -101,7 +101,7 @@ def until_small(x):
 
 @register.register_pipeline(output_names=["y"])
 def slow(x):
-    time.sleep(2)
+    time.sleep(4)
     return columns.run(x)
 
 @register.register_pipeline(output_names=["y"])

@@ -109,6 +109,10 @@ def test_some_instances_fail(up: Service, state: Path, tmp_path: Path):
     assert "graph_failed" in done.stdout or "invalid_input" in done.stdout
 
 
+# Whoever sees first that time is up says it: the command or the engine.
+_OUT_OF_TIME = ("rankmq: no reply within 0.5 s", "rankmq: its deadline passed before it was done")
+
+
 def test_what_is_wrong_with_a_request_is_one_line(up: Service, state: Path):
     ask = ("--state", state, "-i", "x=[1,2,3]")
     assert "triple" in failed(rankmq("infer", "small", "triple", *ask), 8)
@@ -116,7 +120,7 @@ def test_what_is_wrong_with_a_request_is_one_line(up: Service, state: Path):
     assert "version 7" in failed(rankmq("infer", "small", "double", "--version", 7, *ask), 8)
     assert "x" in failed(rankmq("infer", "small", "double", "--state", state, "-i", "y=1"), 8)
     slow = rankmq("infer", "small", "slow", "--state", state, "-i", "x=[1.0]", "--timeout", 0.5)
-    assert "no reply within 0.5 s" in failed(slow, 9)
+    assert failed(slow, 9) in _OUT_OF_TIME
 
 
 def test_an_interrupted_request_is_130(up: Service, state: Path, tmp_path: Path):

@@ -259,7 +259,7 @@ def test_in_the_background(system: System, state: Path, tmp_path: Path) -> None:
 def test_stopped_and_resumed(system: System, state: Path, tmp_path: Path) -> None:
     """Ctrl-C ends it in order; a second runner is refused meanwhile; what was computed is not computed again."""
     out = tmp_path / "out"
-    np.save(tmp_path / "x.npy", np.arange(20, dtype=np.float32).reshape(20, 1))
+    np.save(tmp_path / "x.npy", np.arange(40, dtype=np.float32).reshape(40, 1))
     slow = [tmp_path / "x.npy", "--map", "x", "-s", "fussy", "-m", "slow", "-o", out, "--rows-per-request", "1"]
     with Service(tmp_path / "logs", "job", "run", *slow, broker_url=system.url, state_dir=state) as first:
         wait_until(lambda: (out / "job.sqlite").exists() and status_of(out).counts.completed >= 1, "a result", 40)
@@ -267,15 +267,15 @@ def test_stopped_and_resumed(system: System, state: Path, tmp_path: Path) -> Non
         assert "is the folder of job-" in failed(job(system, state, "run", *slow), 3)
         began = time.monotonic()
         assert first.stop(signal.SIGINT) == 130
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         assert f"go on with: rankmq job resume {out}" in first.errors
     before = status_of(out)
     assert before.word == "interrupted"
-    assert 1 <= before.counts.completed < 20
+    assert 1 <= before.counts.completed < 40
     ended = job(system, state, "resume", out)
     assert ended.returncode == 0, ended.stderr
     after = status_of(out)
-    assert (after.counts.completed, after.counts.requests, after.counts.retries) == (20, 20, 0)
+    assert (after.counts.completed, after.counts.requests, after.counts.retries) == (40, 40, 0)
     assert np.load(out / "results.npy").tolist() == np.load(tmp_path / "x.npy").tolist()
 
 

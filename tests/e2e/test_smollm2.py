@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rankmq.schemas.errors import InvalidInput
 
+from tests.e2e.cli import rankmq
 from tests.e2e.systems import ROOT, System, Vhosts, environment
 from tests.integration import smollm2_reference as whole
 
@@ -129,6 +130,34 @@ def test_a_conversation_in_the_form_of_openai(system: System, weights: dict[str,
     assert answer["usage"]["prompt_tokens"] > len(template(*said)) + 2
     assert answer["choices"][0]["message"]["role"] == "assistant"
     assert answer["usage"]["completion_tokens"] <= 3
+
+
+def test_a_file_of_prompts_in_the_form_of_openais_batches(system: System, tmp_path: Path) -> None:
+    # Given a line for each conversation, one of which has nothing in it
+    asked = {f"q{number}": [{"role": "user", "content": prompt}] for number, (prompt, _, _) in enumerate(ASKED[:3])}
+    asked["empty"] = []
+    lines = [
+        {
+            "custom_id": name,
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "smollm2", "messages": messages, "max_tokens": 8},
+        }
+        for name, messages in asked.items()
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    # When they are an offline job
+    job = ["--servable", "smollm2", "--method", "completion", "--map", "body", "--output", tmp_path / "out"]
+    done = rankmq("job", "run", tmp_path / "prompts.jsonl", *job, timeout=200.0, broker_url=system.url)
+    assert "Traceback" not in done.stderr, done.stderr
+    # Then there is an answer for each that asks something, in the file's order, and a reason for the other
+    found = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text("utf-8").splitlines()]
+    assert [line["custom_id"] for line in found] == ["q0", "q1", "q2"], done.stderr
+    answers = [json.loads(line["outputs"]["body"]) for line in found]
+    assert answers[0]["choices"][0]["message"]["content"] == "The capital of France is Paris."
+    assert all(1 <= answer["usage"]["completion_tokens"] <= 8 for answer in answers)
+    (error,) = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text("utf-8").splitlines()]
+    assert (error["custom_id"], error["row"], error["code"]) == ("empty", 3, "invalid_input")
 
 
 @pytest.mark.parametrize(

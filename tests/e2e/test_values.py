@@ -70,5 +70,5 @@ def test_a_call_gives_up_after_its_timeout(gallery: System) -> None:
         began = time.monotonic()
         with pytest.raises(ReplyTimeout):
             client.infer({"x": random(24, 16)}, timeout=0.3)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 3
         assert client.infer({"x": random(24, 16)})  # and the client goes on

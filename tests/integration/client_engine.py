@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pika
 from rankmq.engine import topology
+from rankmq.engine.claims import Claims
+from rankmq.engine.delivery import Delivery
 from rankmq.schemas import codec
-from rankmq.schemas.messages import CancelReply, Reply, Request
+from rankmq.schemas.messages import CancelReply, ErrorInfo, Reply, Request
 from rankmq.schemas.tensors import from_array, to_array
 from rankmq.scripts.chaos.proxy import Proxy
 
@@ -42,6 +44,7 @@ class Answering:
         answer: called with each request.
         cancelled: called with the id of each cancel; gives the states to answer with, of one orchestrator each.
         deaf: it hears of no cancels.
+        claims: its end of bodies that are not in their messages; None: it knows nothing of them.
         queue: arguments of its queue.
     """
 
@@ -51,11 +54,14 @@ class Answering:
         answer: Answer = doubled,
         cancelled: Callable[[str], Iterable[str]] = lambda _: (),
         deaf: bool = False,
+        claims: Claims | None = None,
         **queue: Any,
     ) -> None:
         self.servable = next(_names)
         self.answer = answer
         self.cancelled = cancelled
+        self.claims = claims
+        self.bodies: list[bytes] = []
         self._deaf = deaf
         self.taken = threading.Semaphore(0)
         self.heard = threading.Semaphore(0)
@@ -97,11 +103,23 @@ class Answering:
 
     def _on_request(self, _: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
         self.requests.append((method.routing_key, properties))
-        reply = self.answer(codec.decode_request(body, properties.content_type))
+        self.bodies.append(body)
+        delivery = Delivery(body, 0, "", method.routing_key, False, properties)
+        if self.claims is not None:
+            delivery = self.claims.taken(delivery)
+        if delivery.fault is not None:
+            fault = delivery.fault
+            error = ErrorInfo(code=fault.code, message=fault.message, side=fault.side)
+            reply: Reply | bytes | None = Reply(error=error)
+        else:
+            reply = self.answer(codec.decode_request(delivery.body, properties.content_type))
         if reply is not None:
             out = reply if isinstance(reply, bytes) else codec.encode_reply(reply)
+            headers = None
+            if self.claims is not None:
+                headers, out = self.claims.given(delivery.headers, out)
             answered = pika.BasicProperties(
-                correlation_id=properties.correlation_id, content_type=properties.content_type
+                correlation_id=properties.correlation_id, content_type=properties.content_type, headers=headers
             )
             self._channel.basic_publish("", properties.reply_to, out, answered)
         self.taken.release()
@@ -135,8 +153,9 @@ def answering(
     cancelled: Callable[[str], Iterable[str]] = lambda _: (),
     *,
     deaf: bool = False,
+    claims: Claims | None = None,
 ) -> Iterator[Answering]:
-    orchestrator = Answering(url, answer, cancelled, deaf)
+    orchestrator = Answering(url, answer, cancelled, deaf, claims)
     orchestrator.start()
     try:
         yield orchestrator

@@ -116,6 +116,7 @@ class Ranks:
             forkserver.ensure_running()
         self._started = [self._start() for _ in range(size)]
         self._epoch = 0
+        self._killed: set[int] = set()
 
     def _start(self) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()
@@ -153,6 +154,8 @@ class Ranks:
     def open(self) -> str:
         """Opens a new group of all ranks, with new processes for those that have died; its name."""
         for rank, (process, _) in enumerate(self._started):
+            if rank in self._killed:
+                process.join(SECONDS)  # a killed process looks alive for a moment
             if not process.is_alive():
                 self.replace(rank)
         self._epoch += 1
@@ -166,6 +169,8 @@ class Ranks:
 
     def signal(self, rank: int, number: signal.Signals) -> float:
         """Sends a signal; when, on the clock that all processes share."""
+        if number == signal.SIGKILL:
+            self._killed.add(rank)
         at = time.monotonic()
         os.kill(self.pid(rank), number)
         return at
@@ -173,6 +178,7 @@ class Ranks:
     def replace(self, rank: int) -> None:
         """Another process for a rank; the one that it had is killed, if it still lives."""
         self._end(rank)
+        self._killed.discard(rank)
         self._started[rank] = self._start()
 
     def _end(self, rank: int) -> None:

@@ -14,11 +14,12 @@ def logits(weights, tokens):
     x = weights["token_embedding"][tokens] + weights["position_embedding"][: len(tokens)]
     seen = np.tril(np.ones((len(tokens), len(tokens)), bool))
     for layer in range(LAYERS):
-        by_head = norm(x) @ weights[f"qkv.{layer}"]
+        normed = norm(x)
+        by_head = normed @ weights[f"qkv.{layer}"]
         by_head = by_head.reshape(len(tokens), 3, HEADS, -1)
         mixed = [attention(*by_head[:, :, head].swapaxes(0, 1), seen) for head in range(HEADS)]
+        hidden = normed @ weights[f"up.{layer}"]
         x = x + np.concatenate(mixed, axis=1) @ weights[f"out.{layer}"]
-        hidden = norm(x) @ weights[f"up.{layer}"]
         x = x + (hidden / (1 + np.exp(-hidden))) @ weights[f"down.{layer}"]
     return norm(x) @ weights["head"]
 

@@ -120,7 +120,7 @@ async def test_an_empty_log_is_read_at_once(address):
     async with book(address) as one, book(address) as other:
         await asyncio.gather(one.log.catch_up(), other.log.catch_up(), one.log.catch_up())
         assert len(one.answers) == len(other.answers) == 0
-    assert time.monotonic() - began < 3  # it does not wait for something to come
+    assert time.monotonic() - began < 10  # it does not wait for something to come
 
 
 @run

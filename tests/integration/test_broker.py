@@ -18,6 +18,8 @@ from rankmq.schemas.errors import AlreadyRunning, BrokerUnavailable, Configurati
 from rankmq.workers import broker as module
 from rankmq.workers.broker import PrivateBroker, TlsFiles
 
+from tests.processes import runs
+
 QUORUM = {"x-queue-type": "quorum"}
 
 
@@ -42,7 +44,7 @@ def named(processes: list[psutil.Process], name: str) -> psutil.Process:
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    return not any(runs(process) for process in processes)
 
 
 def publish(url: str, queue: str, body: bytes) -> None:

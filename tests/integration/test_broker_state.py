@@ -64,16 +64,16 @@ def test_folder_of_a_dead_owner_is_waited_for(tmp_path):
 
     begun = time.monotonic()
     StateFolder(tmp_path).take(begun + 30)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 def test_waiting_for_what_a_dead_owner_left_is_bounded(tmp_path):
-    pid = dead_owner_with_child(tmp_path, 3)
+    pid = dead_owner_with_child(tmp_path, 20)
 
     begun = time.monotonic()
     with pytest.raises(AlreadyRunning, match=f"in use by process {pid}"):
         StateFolder(tmp_path).take(begun + 0.3)
-    assert 0.3 <= time.monotonic() - begun < 2
+    assert 0.3 <= time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize("left", ["", "not a number", "99999999999999999999"])

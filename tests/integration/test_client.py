@@ -374,7 +374,7 @@ def test_close_while_it_connects(broker_url):
             time.sleep(0.2)  # until it is at it
             began = time.monotonic()
             client.close()
-            assert took(began) < 2
+            assert took(began) < 5  # half of the time to connect
             with pytest.raises(ClientClosed):
                 connecting.result(PATIENCE)
 

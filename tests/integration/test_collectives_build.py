@@ -67,10 +67,11 @@ def cache(tmp_path_factory):
     return folder
 
 
-def test_it_is_found_again(cache, counting):
-    began = time.monotonic()
-    assert compiled(cache) == compiled(cache)
-    assert time.monotonic() - began < 1.0
+def test_it_is_found_again(tmp_path, counting):
+    command, notes = counting
+    given = environment(CXX=command)
+    assert compiled(tmp_path, given) == compiled(tmp_path, given)
+    assert len(notes()) == 1
 
 
 PRETEND = """
@@ -235,7 +236,7 @@ def test_a_file_that_is_no_library(tmp_path):
 
 
 def test_the_library_shows_what_others_call_and_nothing_else(cache):
-    """MindSpore loads it beside its own libraries: our names must not meet theirs."""
+    """MindSpore loads it beside its own libraries: our names must not meet theirs, but for one that is meant to."""
     if shutil.which("nm") is None:
         pytest.skip("needs nm")
     lines = subprocess.run(
@@ -243,6 +244,9 @@ def test_the_library_shows_what_others_call_and_nothing_else(cache):
     ).stdout.splitlines()
     names = {line.split()[2] for line in lines if line.split()[1] == "T"}
     ours = ("rankmq_", "AllReduce_", "AllGather", "ReduceScatter_", "Broadcast_")
+    instead = "_ZN9mindspore10ThreadPool14ParallelLaunchERKSt8functionIFiPviffEES2_i"
+    assert instead in names
+    names.discard(instead)
     assert {it for it in names if not it.startswith(ours) and it not in ("_init", "_fini")} == set()
     assert {"AllReduce_sum", "AllReduce_sumInferShape", "Broadcast_63InferType", "rankmq_open"} <= names
 

@@ -195,7 +195,7 @@ def test_a_graph_outlives_the_ranks(ranks, graph):
     for rank in (0, 1, 3):
         [outputs] = ranks.result(rank)
         assert all(np.isnan(output).all() for output in outputs[:1] + outputs[2:])
-    assert time.monotonic() - killed_at < 2.0
+    assert time.monotonic() - killed_at < 10.0  # of 20
     assert {fault.kind for fault in ranks.all("fault", but=[2])} == {"dead"}
     ranks.replace(2)
     ranks.open()

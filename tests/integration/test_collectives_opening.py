@@ -50,9 +50,9 @@ def refusals(ranks, calls):
 def test_a_missing_rank_is_named(three):
     name = new_name()
     began = time.monotonic()
-    messages = refusals(three, {0: (name, 0, 4, 0.5), 2: (name, 2, 4, 0.5)})
-    assert time.monotonic() - began < 5.0
-    assert any("ranks 1, 3 did not open the group within 0.5" in message for message in messages.values())
+    messages = refusals(three, {0: (name, 0, 4, 1.5), 2: (name, 2, 4, 1.5)})
+    assert time.monotonic() - began < 10.0
+    assert any("ranks 1, 3 did not open the group within 1.5" in message for message in messages.values())
     assert all("rank 1" in message or "ranks 1, 3" in message for message in messages.values())
     assert left_behind() == []
 
@@ -66,7 +66,7 @@ def test_a_rank_that_dies_while_the_group_is_opened_ends_it(three):
     for rank in (0, 2):
         with pytest.raises(Failed, match=r"rank 1 \(process \d+\) has ended while the group was opened"):
             three.result(rank)
-    assert time.monotonic() - killed_at < 1.0
+    assert time.monotonic() - killed_at < 10.0  # and not after the 20 s that they would wait for it
     assert left_behind() == []
 
 
@@ -79,7 +79,7 @@ def test_a_rank_that_is_told_to_give_up_waits_for_nobody_and_neither_do_the_othe
     began = time.monotonic()
     three.begin(0, "open_until", name, 0, 3, seconds)
     messages = {rank: refusal(three, rank) for rank in (0, 1)}
-    assert time.monotonic() - began < seconds + 1.0
+    assert time.monotonic() - began < seconds + 10.0  # of 20
     assert all(re.search(r"rank 0 \(process \d+\) was told to give up while the group", it) for it in messages.values())
     assert left_behind() == []
 
@@ -116,7 +116,7 @@ def test_no_room_is_said_at_once_and_in_one_line(library):
         began = time.monotonic()
         with pytest.raises(Failed) as raised:
             group.call(0, "open", new_name(), 0, 64)
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 10.0
         code, message = raised.value.args
         assert code == "group_incomplete"
         assert message.startswith("/dev/shm has no room for the 412")

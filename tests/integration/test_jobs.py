@@ -226,7 +226,7 @@ def test_nobody_answers(broker_url: str, tmp_path: Path, monkeypatch: pytest.Mon
         began = time.monotonic()
         with pytest.raises(JobStopped, match=r"nothing was answered for .* does an orchestrator serve"):
             job.run(broker_url, patience=1.0)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert job.status().state == "failed"
         assert "does an orchestrator serve" in job.status().reason
         it.answer = doubled

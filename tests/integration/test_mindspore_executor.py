@@ -30,24 +30,6 @@ def spec(name, *shape, dtype="float32"):
     return TensorSpec(name=name, dtype=dtype, shape=shape)
 
 
-@pytest.fixture(scope="session")
-def graphs(tmp_path_factory):
-    from . import mindir_cells
-
-    folder = tmp_path_factory.mktemp("graphs")
-    mindir_cells.export_all(folder)
-    return folder
-
-
-@pytest.fixture
-def executor():
-    from rankmq.workers.mindspore_executor import MindSporeExecutor
-
-    it = MindSporeExecutor(threads=1)
-    yield it
-    it.close()
-
-
 def ready(executor, *paths, stacked=False, unstacked_inputs=()):
     executor.load(paths, [GraphPlan(stacked=stacked, unstacked_inputs=unstacked_inputs)] * len(paths))
     executor.open_group("none", 0, 1)

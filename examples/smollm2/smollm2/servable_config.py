@@ -21,7 +21,7 @@ distributed.declare_servable(
     rank_size=8,
     stage_size=1,
     with_batch_dim=True,
-    subgraphs=["prefill.mindir", "decode.mindir"],
+    subgraphs=["prefill.mindir", distributed.subgraph("decode.mindir", compiled_rows=[1])],
     slots=8,  # as many as export_model.py has made room for
     shared_parameters=["*"],
 )

@@ -21,6 +21,7 @@ OnMessage = Callable[[Any, Any, Any, bytes], object]
 
 _HEARTBEAT = 600  # a line is silent while the other side is measured
 _PATIENCE = 120.0
+_FLOOD_PATIENCE = 600.0
 _ANY = 1 << 62
 _LEAST = 4  # answers to take a rate of
 _KEPT = 64
@@ -169,6 +170,7 @@ class Producer:
         self._bodies = bodies
         self._content_type = content_type
         self._replies = self._line.queue()
+        self._turn = _Turn(began=0.0, seconds=0.0, left=0)
         self._on_reply: Callable[[str, bytes], object] = lambda request, reply: None
         self._line.consume(
             self._replies,
@@ -212,22 +214,38 @@ class Producer:
             raise OperatorError(f"{len(turn.asked)} requests have no answer {_PATIENCE:g} s after the last was sent")
         return turn.answers
 
-    def flood(self, exchange: str, key: str, count: int, *, seconds: float) -> Answers:
-        """Publishes so many requests at once, and takes the answers that come until so long after the last.
+    def flood(self, exchange: str, key: str, count: int) -> None:
+        """Publishes so many requests at once; `await_answers` takes what comes of them.
 
         Args:
             exchange: where to publish.
             key: the routing key.
             count: how many requests.
-            seconds: how long.
         """
-        turn = _Turn(began=time.perf_counter(), seconds=_PATIENCE, left=count)
+        self._turn = turn = _Turn(began=time.perf_counter(), seconds=_FLOOD_PATIENCE, left=count)
         self._on_reply = turn.take
         while turn.left:
             for _ in range(min(_CHUNK, turn.left)):
                 self._publish(turn, exchange, key)
             self._line.run(0.0)
-        self._line.run(seconds)
+        self._line.do("basic_qos", prefetch_count=0)  # once this is answered, the broker has them all
+
+    def await_answers(self, count: int) -> Answers:
+        """The answers to requests of the last flood, once there are so many.
+
+        Raises:
+            OperatorError: they stay away.
+        """
+        turn = self._turn
+
+        def on_reply(request: str, reply: bytes) -> None:
+            if turn.take(request, reply) and turn.answers.count >= count:
+                self._line.stop()
+
+        self._on_reply = on_reply
+        if turn.answers.count < count and not self._line.run():
+            raise OperatorError(f"{turn.answers.count} of {count} answers came within {_PATIENCE:g} s")
+        self._on_reply = turn.take  # others may still come
         return turn.answers
 
     def purge(self, queue: str) -> None:

@@ -15,6 +15,7 @@ from ....schemas.errors import OperatorError
 from ....schemas.messages import GraphPlan, Request, Value
 from ....schemas.tensors import from_array, to_array
 from ....workers.collectives import segment_name
+from ....workers.executor import operator_threads
 from ....workers.rendezvous import free_port
 from .children import Child, Children, Line
 
@@ -23,6 +24,7 @@ __all__ = ["CONTEXT", "PROMPT", "SERVABLE", "DirectRanks", "Texts", "Written", "
 SERVABLE = "gpt"
 PROMPT, CONTEXT = 128, 192
 _GRAPHS = ("prefill.mindir", "decode.mindir", "combined.mindir")
+_COMPILED_ROWS = ((), (1,), (1,))  # as its configuration says
 _CACHES = ("kcache.*", "vcache.*")
 _HEADS = 8
 _START_SECONDS = 180.0
@@ -68,7 +70,8 @@ def _logits(weights: dict[str, Array], caches: dict[str, Array], tokens: Array, 
     x = weights["token_embedding"][tokens] + weights["position_embedding"][position : position + count]
     seen = np.tril(np.ones((count, position + count), bool), position)
     for layer in range(sum(name.startswith("qkv.") for name in weights)):
-        query, key, value = np.split(_norm(x) @ weights[f"qkv.{layer}"], 3, axis=1)
+        normed = _norm(x)
+        query, key, value = np.split(normed @ weights[f"qkv.{layer}"], 3, axis=1)
         for name, new in ((f"k{layer}", key), (f"v{layer}", value)):
             caches[name] = np.concatenate([caches[name], new]) if name in caches else new
         queries, keys, values = (
@@ -76,7 +79,7 @@ def _logits(weights: dict[str, Array], caches: dict[str, Array], tokens: Array, 
         )
         mixed = [_attention(*of_head, seen) for of_head in zip(queries, keys, values, strict=True)]
         x = x + np.concatenate(mixed, axis=1) @ weights[f"out.{layer}"]
-        hidden = _norm(x) @ weights[f"up.{layer}"]
+        hidden = normed @ weights[f"up.{layer}"]
         x = x + (hidden / (1 + np.exp(-hidden))) @ weights[f"down.{layer}"]
     logits: Array = (_norm(x) @ weights["head"])[-1]
     return logits
@@ -212,9 +215,10 @@ class DirectRanks:
 def _rank(line: Line, rank: int, model: Path, size: int, communication: Communication, address: str) -> None:
     from ....workers.mindspore_executor import MindSporeExecutor
 
-    executor = MindSporeExecutor()  # as an agent has it
+    executor = MindSporeExecutor(operator_threads(0, size))  # as an agent has it
     files = [model / f"device{rank}" / file for file in _GRAPHS]
-    executor.load(files, [GraphPlan(stacked=True)] * len(files), _CACHES)
+    plans = [GraphPlan(stacked=True, compiled_rows=rows) for rows in _COMPILED_ROWS]
+    executor.load(files, plans, _CACHES)
     executor.open_group(communication, rank, size, address)
     executor.warm_up()
     line.say("ready")

@@ -10,6 +10,7 @@ import numpy as np
 
 from ....schemas.messages import GraphPlan
 from ....workers.collectives import segment_name
+from ....workers.executor import operator_threads
 from .children import Child, Children, Line
 
 __all__ = ["DirectRanks"]
@@ -63,7 +64,7 @@ def _rank(line: Line, kind: str, rank: int, file: Path, address: str, rows: Path
     if kind == "mindspore":
         from ....workers.mindspore_executor import MindSporeExecutor
 
-        executor = MindSporeExecutor()  # as an agent has it
+        executor = MindSporeExecutor(operator_threads(0, _RANKS))  # as an agent has it
     else:
         from ....workers.numpy_executor import NumpyExecutor
 

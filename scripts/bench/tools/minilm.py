@@ -18,6 +18,7 @@ from ....schemas import codec
 from ....schemas.errors import ModelError, OperatorError
 from ....schemas.messages import GraphPlan, Request, Value
 from ....schemas.tensors import from_array, to_array
+from ....workers.executor import operator_threads
 from .bench import Bench
 from .children import Child, Children, Line
 
@@ -146,7 +147,7 @@ class DirectRanks:
     def __init__(self, folder: Path, size: int, texts: Sequence[str]) -> None:
         self._count = len(texts)
         self._owners, parts = shards(folder, texts, size)
-        self._ranks = Children(Child(f"rank {rank}", _rank, folder / _GRAPH, parts[rank]) for rank in range(size))
+        self._ranks = Children(Child(f"rank {rank}", _rank, size, folder / _GRAPH, parts[rank]) for rank in range(size))
 
     def __enter__(self) -> DirectRanks:
         try:
@@ -180,10 +181,10 @@ class DirectRanks:
         return seconds, found
 
 
-def _rank(line: Line, graph: Path, batches: Sequence[Batch]) -> None:
+def _rank(line: Line, size: int, graph: Path, batches: Sequence[Batch]) -> None:
     from ....workers.mindspore_executor import MindSporeExecutor
 
-    executor = MindSporeExecutor()  # as an agent has it
+    executor = MindSporeExecutor(operator_threads(0, size))  # as an agent has it
     executor.load([graph], [GraphPlan(stacked=True)])
     executor.warm_up()
     line.say("ready")

@@ -281,13 +281,14 @@ class Edge:
         key: str = "matmul",
         exchange: str = "rankmq.requests",
         redelivered: bool = False,
+        fault: RankmqError | None = None,
         **properties: Any,
     ) -> Fate:
         """A delivery comes from the requests queue."""
         tag = len(self.fates) + 1
         fate = self.fates[tag] = Fate()
         found = Properties(**{"reply_to": "answers", "headers": headers, **properties})
-        self.service.receive(Delivery(body, tag, exchange, key, redelivered, found))
+        self.service.receive(Delivery(body, tag, exchange, key, redelivered, found, fault))
         return fate
 
     def ask(

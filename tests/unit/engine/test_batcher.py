@@ -1,28 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from rankmq.engine.batcher import Batch, Batcher, PendingCall
+from rankmq.engine.batcher import Batcher
 
-
-def call(subgraph=0, rows=1, keys=(), owner=None, requests=(), head_start=0):
-    made = [(np.array(row),) for row in range(rows)]
-    return PendingCall(subgraph, made, keys=keys, owner=owner, requests=requests, head_start=head_start)
-
-
-def drain(batcher):
-    batches = []
-    while (batch := batcher.take()) is not None:
-        batches.append(batch)
-    assert len(batcher) == batcher.waiting_rows == 0
-    return batches
-
-
-def owners(batch):
-    return [(one.owner, index) for one, index in batch.owners]
+from tests.unit.engine.waiting_calls import call, drain, owners
 
 
 def test_nothing_waits_nothing_comes():
@@ -58,7 +41,7 @@ def test_a_large_call_is_split_and_its_rest_filled_up():
 
 
 def test_the_oldest_call_goes_first_and_takes_company_along():
-    batcher = Batcher(lambda subgraph: 8)
+    batcher = Batcher(lambda subgraph, key: 8)
     for subgraph, owner in [(0, "a"), (1, "b"), (0, "c"), (2, "d"), (1, "e")]:
         batcher.add(call(subgraph, owner=owner))
 
@@ -223,122 +206,6 @@ def test_bisecting_finds_exactly_the_bad_rows(count, bad, max_rows):
     assert steps <= -(-total // max_rows) + 2 * depth * len(bad_rows)
 
 
-LIMITS = {0: 1, 1: 3, 2: 8}
-
-
-class Machine(RuleBasedStateMachine):
-    """Against a model that looks at every row each time: a list of all waiting rows, sorted by age."""
-
-    def __init__(self):
-        super().__init__()
-        self.batcher = Batcher(LIMITS)
-        self.calls: list[PendingCall] = []
-        self.waiting: list[tuple[PendingCall, int]] = []
-        self.apart: list[tuple[tuple[int, int, int], list[tuple[PendingCall, int]]]] = []
-        self.flying: list[Batch] = []
-        self.done: list[tuple[PendingCall, int]] = []
-
-    @rule(
-        subgraph=st.integers(0, 2),
-        keys=st.lists(st.sampled_from("xy"), min_size=1, max_size=9),
-        keyed=st.booleans(),
-        ahead=st.sampled_from([0, 0, 1, 3, 100]),
-    )
-    def add(self, subgraph, keys, keyed, ahead):
-        """A call, which may overtake as many that came before it as it has head start."""
-        one = call(subgraph, rows=len(keys), keys=keys if keyed else (), owner=len(self.calls), head_start=ahead)
-        self.calls.append(one)
-        self.batcher.add(one)
-        self.waiting += [(one, index) for index in range(len(keys))]
-
-    @staticmethod
-    def age(owner):
-        return owner[0].owner - owner[0].head_start, owner[0].owner, owner[1]
-
-    @staticmethod
-    def kind(owner):
-        return owner[0].subgraph, owner[0].keys[owner[1]] if owner[0].keys else None
-
-    @rule()
-    def take(self):
-        self.waiting.sort(key=self.age)
-        self.apart.sort(key=lambda one: (one[0], self.age(one[1][0])))
-        batch = self.batcher.take()
-        if not self.waiting and not self.apart:
-            assert batch is None
-            return
-        if self.apart and (not self.waiting or self.apart[0][0] <= self.age(self.waiting[0])):
-            expected = self.apart.pop(0)[1]
-        else:
-            oldest = self.waiting[0]
-            alike = [owner for owner in self.waiting if self.kind(owner) == self.kind(oldest)]
-            expected = alike[: LIMITS[oldest[0].subgraph]]
-            self.waiting = [owner for owner in self.waiting if owner not in expected]
-        assert list(batch.owners) == expected
-        assert {owner[0].subgraph for owner in expected} == {batch.subgraph}
-        self.flying.append(batch)
-
-    @precondition(lambda self: self.flying)
-    @rule(data=st.data())
-    def finish(self, data):
-        batch = self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
-        self.done += batch.owners
-
-    @precondition(lambda self: self.flying)
-    @rule(data=st.data(), all_of_them=st.booleans())
-    def put_back(self, data, all_of_them):
-        """One batch, or all of an epoch, in any order."""
-        batches = data.draw(st.permutations(self.flying))
-        for batch in batches if all_of_them else batches[:1]:
-            self.flying.remove(batch)
-            self.batcher.put_back(batch)
-            live = [owner for owner in batch.owners if not owner[0].cancelled]
-            if batch.apart is None:
-                self.waiting += live
-            elif live:
-                self.apart.append((batch.apart, live))
-
-    @precondition(lambda self: any(len(batch) > 1 for batch in self.flying))
-    @rule(data=st.data())
-    def split(self, data):
-        batch = data.draw(st.sampled_from([batch for batch in self.flying if len(batch) > 1]))
-        self.flying.remove(batch)
-        self.batcher.split(batch)
-        front = batch.apart or self.age(batch.owners[0])
-        middle = (len(batch) + 1) // 2
-        for half in (batch.owners[:middle], batch.owners[middle:]):
-            if live := [owner for owner in half if not owner[0].cancelled]:
-                self.apart.append((front, live))
-
-    @precondition(lambda self: self.calls)
-    @rule(data=st.data())
-    def cancel(self, data):
-        one = data.draw(st.sampled_from(self.calls))
-        self.batcher.cancel(one)
-        self.waiting = [owner for owner in self.waiting if owner[0] is not one]
-        halves = [(front, [owner for owner in half if owner[0] is not one]) for front, half in self.apart]
-        self.apart = [(front, half) for front, half in halves if half]
-
-    @invariant()
-    def counts_agree(self):
-        left = [*self.waiting, *(owner for _, half in self.apart for owner in half)]
-        assert self.batcher.waiting_rows == len(left)
-        assert len(self.batcher) == len({owner[0] for owner in left})
-
-    def teardown(self):
-        for batch in self.flying:
-            self.batcher.put_back(batch)
-        for batch in drain(self.batcher):
-            self.done += batch.owners
-        done = [owner for owner in self.done if not owner[0].cancelled]
-        rows = [(one, index) for one in self.calls if not one.cancelled for index in range(len(one.rows))]
-        assert sorted(done, key=self.age) == sorted(rows, key=self.age)
-        assert not self.batcher._queues  # nothing is kept of keys that are gone
-
-
-TestBatcherAgainstModel = Machine.TestCase
-
-
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 5)), max_size=30), st.integers(1, 4))
 def test_every_row_comes_once_in_order_and_never_too_many(specs, max_rows):
     batcher = Batcher({0: max_rows, 1: max_rows})
@@ -379,3 +246,40 @@ def test_rows_that_failed_together_wait_for_nobody():
     batcher.split(batcher.take())
 
     assert [owners(batcher.take({(0, "k")})) for _ in range(2)] == [[("a", 0)], [("a", 1)]]
+
+
+def test_rows_of_rare_shapes_let_full_steps_go_first_a_few_times():
+    batcher = Batcher({0: 2})
+    rare = call(keys=["rare"], owner="rare")
+    batcher.add(rare)
+    for number in range(12):
+        batcher.add(call(rows=2, keys=["often", "often"], owner=number))
+
+    found = [batch.owners[0][0].owner for batch in drain(batcher)]
+
+    assert found == [*range(8), "rare", *range(8, 12)]
+
+
+@pytest.mark.parametrize(
+    ("rare", "often"),
+    [
+        ({"keys": ["rare"], "head_start": 1}, {"keys": ["often", "often"]}),  # somebody waits for it
+        ({"keys": ["rare"]}, {"keys": ["often"]}),  # the others do not fill a step either
+        ({"keys": ["rare"]}, {"keys": ["often", "often"], "subgraph": 1}),  # it is not their turn
+    ],
+)
+def test_else_the_oldest_goes_first(rare, often):
+    batcher = Batcher({0: 2, 1: 2})
+    batcher.add(call(owner="rare", **rare))
+    batcher.add(call(rows=len(often["keys"]), owner="often", **often))
+    assert batcher.take().owners[0][0].owner == "rare"
+
+
+def test_rows_that_nobody_wants_any_more_fill_no_step():
+    batcher = Batcher({0: 2})
+    batcher.add(call(keys=["rare"], owner="rare"))
+    gone = call(rows=1, keys=["often"])
+    batcher.add(call(rows=1, keys=["often"], owner="often"))
+    batcher.add(gone)
+    batcher.cancel(gone)
+    assert [batch.owners[0][0].owner for batch in drain(batcher)] == ["rare", "often"]

@@ -224,3 +224,21 @@ class ConveyorMachine(RuleBasedStateMachine):
 
 TestConveyor = ConveyorMachine.TestCase
 TestConveyor.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+def test_what_is_under_way_ends_when_the_last_of_it_does_and_is_seen_anew_with_each_end():
+    conveyor = Conveyor(EPOCH, 2, 1, 4)
+    assert conveyor.under_way().steps == 0
+    for number, (now, lasts) in enumerate([(10.0, 2.0), (11.0, 3.0)]):
+        conveyor.issue(Flight(a_batch(number), 0, ()), now)
+        conveyor.began(5 + number, lasts, now)
+    found = conveyor.under_way()
+    assert (found.steps, found.rows, found.lasts, found.ends) == (2, 6, 3.0, 15.0)
+    answer(conveyor, range(2), 0, 10.5)  # sooner than was thought
+    found = conveyor.under_way()
+    assert (found.steps, found.rows, found.lasts, found.ends) == (1, 6, 3.0, 13.5)
+    answer(conveyor, range(2), 1, 14.0)
+    assert conveyor.under_way().steps == 0
+    conveyor.issue(Flight(a_batch(2), 0, ()), 20.0)
+    conveyor.began(1, 1.0, 20.0)
+    assert conveyor.under_way().ends == 21.0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from random import Random
 
 import numpy as np
 import pytest
 from rankmq.engine.group import GroupState
+from rankmq.engine.ticket import Ticket
 from rankmq.schemas.errors import (
     GraphFailed,
     InvalidInput,
@@ -64,6 +66,9 @@ def test_calls_of_several_requests_share_a_step():
 def test_the_window_is_used_and_kept():
     world = ready_world(window=3, stacked=False)
     calls = Calls(world)
+    world.seconds_per_row = 0.00001
+    calls.call(0, rows_of(0, 64))
+    world.run()  # now it is known that such steps are short
     for _ in range(6):
         calls.call(0, rows_of(0, 64))
     assert world.driver.outstanding == 3
@@ -71,10 +76,20 @@ def test_the_window_is_used_and_kept():
     slow = world.agents[0]
     slow.frozen = True
     world.run()
-    assert {task.step for _, _, task in world.tasks} == {0, 1, 2}
+    assert {task.step for _, _, task in world.tasks} == {0, 1, 2, 3}
     slow.frozen = False
     world.run()
-    assert len(calls.results) == 6
+    assert len(calls.results) == 7
+
+
+def test_rows_that_run_alone_are_learned_from_and_nothing_of_them_is_kept():
+    world = ready_world()
+    for _ in range(2):
+        world.driver.call(0, rows_of(0, 3), lambda _: None, lenient=False, requests=("apart",), alone=True)
+    world.run()
+    assert world.driver.steps == 6
+    # By its type, never isinstance: that asks a weak proxy of some other test for the class of what is gone.
+    assert not [it for it in gc.get_objects() if type(it) is Ticket and it.requests == ("apart",)]
 
 
 def test_calls_made_before_the_group_is_ready_wait_for_it():

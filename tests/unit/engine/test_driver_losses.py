@@ -87,10 +87,10 @@ def test_rows_that_run_apart_do_not_mix_with_others_and_the_window_opens_again_b
     assert world.driver.status().waiting == 12
     world.settle()
     for _ in range(9):
-        calls.call(0, rows_of(0, 2, seed=9))
+        calls.call(0, rows_of(0, 3, seed=9))
     assert world.driver.outstanding == 2  # the ranks have something to go on with: the rest comes together
     for _ in range(60):
-        calls.call(0, rows_of(0, 2, seed=9))
+        calls.call(0, rows_of(0, 3, seed=9))
     assert world.driver.outstanding == 2  # nor whole batches: what is more urgent would find them all before it
     world.settle()
     assert all(calls.check(number) == {} for number in range(76))

@@ -10,17 +10,19 @@ from rankmq.engine.filling import LEAD_SECONDS, NEVER, UnderWay, begins_at
 
 NOW = 100.0
 times = st.floats(0.0, 200.0)
-under_way = st.builds(UnderWay, st.integers(0, 4), st.integers(1, 100), st.floats(0, 10), times)
+under_way = st.builds(UnderWay, st.integers(0, 4), st.integers(1, 100), st.floats(0, 10), times | st.just(math.inf))
 
 
-def begins(given_: UnderWay, waiting: int = 1, *, whole: int = 64, wait_until: float = 0.0, now: float = NOW) -> float:
+def begins(
+    given_: UnderWay, waiting: int = 1, *, whole: bool = False, wait_until: float = 0.0, now: float = NOW
+) -> float:
     return begins_at(given_, waiting=waiting, whole=whole, wait_until=wait_until, now=now)
 
 
 @given(under_way, st.integers(1, 100), times)
-def test_a_whole_batch_begins_at_once_unless_the_ranks_have_enough_to_do(given_, whole, wait_until):
+def test_a_whole_batch_begins_at_once_unless_the_ranks_have_enough_to_do(given_, waiting, wait_until):
     enough = given_.steps >= 2 and given_.ends >= NOW + LEAD_SECONDS
-    assert begins(given_, whole, whole=whole, wait_until=wait_until) == (NEVER if enough else NOW)
+    assert begins(given_, waiting, whole=True, wait_until=wait_until) == (NEVER if enough else NOW)
 
 
 @given(under_way, st.integers(1, 63), times)
@@ -55,3 +57,9 @@ def test_behind_a_long_step_rows_come_together_until_just_before_the_ranks_are_d
 
 def test_two_steps_are_enough_to_go_on_with():
     assert begins(UnderWay(steps=2, rows=1, lasts=1.0, ends=NOW), 63) == math.inf
+
+
+def test_behind_a_step_of_which_nothing_is_known_its_end_is_waited_for():
+    unknown = UnderWay(steps=1, rows=5, lasts=math.inf, ends=math.inf)
+    assert begins(unknown, 40) == NEVER
+    assert begins(unknown, 40, whole=True) == NOW

@@ -232,3 +232,24 @@ class Machine(RuleBasedStateMachine):
 
 
 TestLedgerAgainstModel = Machine.TestCase
+
+
+def test_what_a_step_took_counts_from_the_end_of_the_one_before_it():
+    ledger = ledger_of(0, 1)
+    for at in (10.0, 10.5):
+        ledger.issue("x", at)
+    assert ledger.reply(reply(0, 0), 11.0) is None
+    assert ledger.reply(reply(0, 1), 11.5) is None
+    assert ledger.reply(reply(1, 0), 13.0).took == pytest.approx(3.0)
+    assert ledger.reply(reply(1, 1), 13.5).took == pytest.approx(0.5)
+    ledger.issue("x", 20.0)
+    ledger.reply(reply(0, 2), 20.5)
+    assert ledger.reply(reply(1, 2), 21.0).took == pytest.approx(1.0)
+
+
+def test_steps_of_other_ranks_do_not_count():
+    ledger = ledger_of(0, 1)
+    ledger.issue("x", 10.0, [0])
+    ledger.issue("y", 10.0, [1])
+    assert ledger.reply(reply(0, 0), 14.0).took == pytest.approx(4.0)
+    assert ledger.reply(reply(1, 0), 15.0).took == pytest.approx(5.0)

@@ -51,6 +51,15 @@ def test_what_is_put_there_is_found_there(parts):
     assert writer.used == 0
 
 
+def test_alike_tensors_share_a_place():
+    writer = PlaneWriter(memoryview(bytearray(1 << 20)))
+    rows = [np.full((3, 300), number, np.float32) for number in range(5)]
+    (sent,), _ = writer.put([made([rows])])
+    assert [(it.count, it.length, it.shape) for it in sent[0].placed] == [(5, 3600, (3, 300))]
+    (sent,), _ = writer.put([made([[*rows[:2], np.zeros((3, 301), np.float32), *rows[2:]]])])
+    assert [it.count for it in sent[0].placed] == [2, 1, 3]
+
+
 def test_a_copy_outlives_the_memory():
     memory = memoryview(bytearray(1 << 16))
     array = np.arange(2000, dtype=np.float32)
@@ -86,9 +95,12 @@ def test_without_room_it_goes_with_the_message():
     assert writer.put([large]) is not None
 
 
-@pytest.mark.parametrize(("offset", "length"), [(0, 101), (100, 1), (1 << 40, 4)])
-def test_a_place_outside_is_refused(offset, length):
-    column = Column(index=0, placed=(Placed(dtype="uint8", shape=(length,), offset=offset, length=length),))
+@pytest.mark.parametrize(
+    ("offset", "length", "count"), [(0, 101, 1), (100, 1, 1), (1 << 40, 4, 1), (0, 40, 3), (0, 1, 1 << 60)]
+)
+def test_a_place_outside_is_refused(offset, length, count):
+    place = Placed(dtype="uint8", shape=(length,), offset=offset, length=length, count=count)
+    column = Column(index=0, placed=(place,))
     with pytest.raises(InternalError, match="of 100 shared bytes"):
         PlaneReader(memoryview(bytearray(100))).columns([column], copy=False)
 

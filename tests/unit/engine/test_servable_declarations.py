@@ -65,6 +65,18 @@ def test_the_result_comes_from_the_first_rank_of_the_last_stage(tmp_path, rank_s
         ("distributed.declare_servable(8, 1, without_batch_dim_inputs=[1, 1])", "names an input twice"),
         ("distributed.declare_servable(8, 1, batch_size=0)", "batch_size must be"),
         ("distributed.declare_servable(8, 1, False, batch_size=4)", "batch_size needs with_batch_dim=True"),
+        (
+            "distributed.subgraph('a', compiled_rows=1)",
+            "compiled_rows must be up to 16 different numbers from 1 to 1024",
+        ),
+        ("distributed.subgraph('a', compiled_rows=[0])", "compiled_rows must be"),
+        ("distributed.subgraph('a', compiled_rows=[True])", "compiled_rows must be"),
+        ("distributed.subgraph('a', compiled_rows=[2, 2])", "compiled_rows must be"),
+        ("distributed.subgraph('a', compiled_rows=range(1, 18))", "compiled_rows must be"),
+        (
+            "distributed.declare_servable(8, 1, False, subgraphs=[distributed.subgraph('a', compiled_rows=[1])])",
+            "compiled_rows needs with_batch_dim=True",
+        ),
         ("distributed.declare_servable(8, 1, communication='nccl')", "communication must be one of 'auto', 'none'"),
         ("distributed.declare_servable(8, 1, subgraphs=[])", "subgraphs must be a list"),
         ("distributed.declare_servable(8, 1, subgraphs='a.mindir')", "subgraphs must be a list"),

@@ -12,6 +12,7 @@ from rankmq.engine.confirms import Outcome
 from rankmq.engine.connection import Properties
 from rankmq.engine.delivery import Delivery
 from rankmq.schemas import codec
+from rankmq.schemas.errors import BlobMissing
 
 from tests.unit.engine.edge import MODEL, ROW, SERVED, Edge, error_of, errors_of, only, outputs_of
 from tests.unit.engine.graphs_in_memory import BAD
@@ -357,3 +358,32 @@ def test_two_bodies_that_say_the_same_are_two(edge):
     edge.run()
     assert error_of(fate)[0] == error_of(packed)[0] == "request_id_reused"
     only(edge)
+
+
+# --------------------------------------------------------------------------------- whose body is not in the message
+
+
+GONE = BlobMissing("its body is gone")
+
+
+def test_a_request_whose_body_cannot_be_had_is_told_so(edge):
+    fate = edge.deliver(b"", fault=GONE, message_id="m1")
+    edge.run()
+    assert error_of(fate) == ("blob_missing", "its body is gone")
+    assert rows_run(edge) == 0
+
+
+def test_one_that_was_answered_is_answered_so_again(edge):
+    ask(edge)
+    fate = edge.deliver(b"", fault=GONE, message_id="m1", correlation_id="another question")
+    edge.run()
+    assert outputs_of(fate) == RIGHT
+    assert rows_run(edge) == 1
+
+
+def test_one_that_is_under_way_shares_its_outcome(edge):
+    fates = [edge.ask("scale", {"x": ROW}, message_id="m1"), edge.deliver(b"", fault=GONE, message_id="m1")]
+    edge.run()
+    assert outputs_of(fates[0]) == RIGHT
+    assert quiet(fates[1])
+    assert rows_run(edge) == 1

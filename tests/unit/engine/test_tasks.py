@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -9,6 +10,7 @@ from rankmq.engine.agreement import plan_all, rank_plans
 from rankmq.engine.batcher import Batch, PendingCall
 from rankmq.engine.conveyor import Flight
 from rankmq.engine.pace import Pace
+from rankmq.engine.servable import Subgraph
 from rankmq.engine.tasks import largest_bytes, least_bytes, tasks_of
 from rankmq.engine.topology import RANK_ALL
 from rankmq.schemas import codec
@@ -71,37 +73,47 @@ def test_ranks_that_hold_different_numbers_of_graphs():
 
 
 def test_each_rank_is_told_what_to_send_back():
-    plans = plan_all(servable(3), GROUP, dict.fromkeys(range(3), infos(3, stacked=True)))
-    assert [[it.returns for it in rank_plans(plans, rank)] for rank in range(3)] == [
+    served = servable(3)
+    plans = plan_all(served, GROUP, dict.fromkeys(range(3), infos(3, stacked=True)))
+    assert [[it.returns for it in rank_plans(served, plans, rank)] for rank in range(3)] == [
         [(), (0, 1), (0,)],
         [(), (0, 1), (0,)],
         [(0,), (0, 1), (0,)],
     ]
-    assert {it.stacked for it in rank_plans(plans, 0)} == {True}
+    assert {it.stacked for it in rank_plans(served, plans, 0)} == {True}
+
+
+def test_each_rank_is_told_for_which_numbers_of_rows_to_compile():
+    served = servable(3)
+    model = replace(served.models[0], subgraphs=tuple(Subgraph(compiled_rows=rows) for rows in ((1, 8), (), (2,))))
+    served = replace(served, models=(model,))
+    plans = plan_all(served, GROUP, dict.fromkeys(range(3), infos(3, stacked=True)))
+    for rank in range(3):
+        assert [it.compiled_rows for it in rank_plans(served, plans, rank)] == [(1, 8), (), (2,)]
 
 
 # --------------------------------------------------------------------------------------------------------------- pace
 
 
 def test_where_nothing_is_known_as_many_rows_as_there_may_be():
-    assert Pace(60.0).rows(0, 64) == 64
+    assert Pace(60.0).rows(0, None, 64) == 64
 
 
 @pytest.mark.parametrize(("seconds", "rows"), [(0.001, 64), (0.1875, 64), (0.5, 24), (2.0, 6), (30.0, 1), (1000.0, 1)])
 def test_a_step_takes_a_fifth_of_the_time_allowed(seconds, rows):
     pace = Pace(60.0)
-    pace.ran(0, 10, 10 * seconds)
-    assert pace.rows(0, 64) == rows
-    assert pace.rows(1, 64) == 64
+    pace.ran(0, None, 10, 10 * seconds)
+    assert pace.rows(0, None, 64) == rows
+    assert pace.rows(1, None, 64) == 64
 
 
 def test_what_was_not_done_in_time_is_slow_until_it_is_seen_to_be_quick():
     pace = Pace(60.0)
-    pace.ran(0, 64, 0.01)
-    pace.overdue(0, 64)
-    assert pace.rows(0, 64) == 12
-    pace.overdue(0, 12)
-    assert pace.rows(0, 64) == 2
+    pace.ran(0, None, 64, 0.01)
+    pace.overdue(0, None, 64)
+    assert pace.rows(0, None, 64) == 12
+    pace.overdue(0, None, 12)
+    assert pace.rows(0, None, 64) == 2
     for _ in range(30):
-        pace.ran(0, 2, 0.01)
-    assert pace.rows(0, 64) == 64
+        pace.ran(0, None, 2, 0.01)
+    assert pace.rows(0, None, 64) == 64

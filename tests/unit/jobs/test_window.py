@@ -1,6 +1,7 @@
 """How many requests are under way, and how many rows are in each."""
 
-from collections.abc import Callable
+import heapq
+import itertools
 
 import pytest
 from hypothesis import given
@@ -9,73 +10,117 @@ from rankmq.engine.jobs.packing import Packing
 from rankmq.engine.jobs.window import Window
 
 
-def run(window: Window, rate_at: Callable[[int], float], seconds: float, begin: float = 0.0) -> float:
-    """A group that answers so many requests a second, which depends on how many are under way."""
-    now = begin
-    while now < begin + seconds:
-        now += 1 / rate_at(window.size)
-        window.answered(1, now)
-    return now
+class Group:
+    """Answers requests of one row, `most` at a time, each of which takes so many seconds; the others wait."""
+
+    def __init__(self, window: Window, most: int, seconds: float) -> None:
+        self.window, self.seconds = window, seconds
+        self.servers = [0.0] * most
+        self.sent: list[tuple[float, int, float]] = []  # answered at, number, sent at
+        self.numbers = itertools.count()
+        self.now = 0.0
+        self.answered = 0
+
+    def run(self, until: float) -> None:
+        while self.now < until:
+            for _ in range(self.window.room(len(self.sent), len(self.sent), 1)):
+                begins = max(self.now, heapq.heappop(self.servers))
+                heapq.heappush(self.servers, begins + self.seconds)
+                heapq.heappush(self.sent, (begins + self.seconds, next(self.numbers), self.now))
+            self.now, _, sent_at = heapq.heappop(self.sent)
+            self.answered += 1
+            self.window.answered(1, self.now - sent_at, self.now)
 
 
-@pytest.mark.parametrize("useful", [4, 8, 30, 100])
-def test_it_grows_to_what_helps_and_not_far_beyond(useful: int) -> None:
-    window = Window(0.0)
-    run(window, lambda size: 10.0 * min(size, useful), 25.0)
-    assert useful / 2 <= window.size <= 2 * useful
+@pytest.mark.parametrize(("most", "seconds"), [(1, 0.01), (1, 2.0), (16, 0.5), (16, 30.0), (100, 1.0), (200, 60.0)])
+def test_it_keeps_busy_who_can_have_many_at_once_or_is_slow(most: int, seconds: float) -> None:
+    group = Group(Window(), most, seconds)
+    group.run(20 * seconds + 20.0)
+    before, began = group.answered, group.now
+    group.run(group.now + 20 * seconds + 20.0)
+    rate, best = (group.answered - before) / (group.now - began), most / seconds
+    assert rate >= 0.95 * best
+    assert len(group.sent) <= max(16, 1.1 * best * (4.0 + 2 * seconds) + 1)
 
 
-def test_it_stays_within_its_bounds() -> None:
-    window = Window(0.0, first=8, least=2, most=32)
-    for _ in range(20):
-        now = run(window, lambda size: 10.0 * size, 10.0, window._since)
-        assert 2 <= window.size <= 32
-    run(window, lambda size: 10.0 * size, 3.0, now)
-    assert window.size >= 16
+def test_what_waits_behind_it_waits_for_seconds_only() -> None:
+    group = Group(Window(), 1, 0.05)
+    group.run(60.0)
+    assert len(group.sent) / 20 <= 4.5
+
+
+def test_one_slow_period_does_not_shake_it() -> None:
+    window = Window()
+    group = Group(window, 1, 0.02)
+    group.run(30.0)
+    before = window.room(0, 0, 1)
+    assert before > 100
+    window.answered(1, 5.0, group.now + 5.0)
+    assert window.room(0, 0, 1) == before
+
+
+def test_batches_that_end_together_are_one_rate() -> None:
+    window, now = Window(), 0.0
+    for _ in range(40):
+        now += 0.8
+        for _ in range(8):
+            window.answered(32, 1.6, now)
+    assert window.rate == pytest.approx(8 * 32 / 0.8, rel=0.2)
+
+
+def test_a_broker_that_pushes_back_has_half_as_many_for_a_while() -> None:
+    group = Group(Window(), 100, 1.0)
+    group.run(30.0)
+    before = len(group.sent)
+    assert before > 200
+    group.window.pressed(before, group.now)
+    group.run(group.now + 25.0)
+    assert len(group.sent) <= before // 2
+    group.run(group.now + 20.0)
+    assert len(group.sent) > before // 2
+
+
+def test_so_few_as_one_if_the_broker_has_no_room() -> None:
+    window = Window()
     for second in range(10):
-        window.pressed(now + 10.0 + second)
-    assert window.size == 2
+        window.pressed(16, float(second))
+    assert window.room(0, 0, 1) == 1
 
 
-def test_it_tries_again_when_there_may_be_more_to_have() -> None:
-    window = Window(0.0)
-    now = run(window, lambda size: 10.0 * min(size, 8), 20.0)
-    small = window.size
-    run(window, lambda size: 10.0 * min(size, 64), 60.0, now)
-    assert window.size >= 2 * small
+def test_fewer_requests_that_have_more_rows() -> None:
+    group = Group(Window(), 1, 0.01)
+    group.run(30.0)
+    rows = group.window.room(0, 0, 1)
+    assert 256 >= rows > 200
+    assert group.window.room(0, 0, 10) == pytest.approx(400 / 10, rel=0.1)
+    assert group.window.room(10, 100, 10) == pytest.approx(300 / 10, rel=0.1)
+    assert group.window.room(40, 500, 10) == 0
+    assert group.window.room(0, 0, 256) == 16
 
 
-def test_a_broker_that_pushes_back_has_half_as_many() -> None:
-    window = Window(0.0, first=64)
-    window.pressed(1.0)
-    assert window.size == 32
-
-
-@given(st.lists(st.tuples(st.floats(0.0, 100.0), st.booleans()), max_size=200))
-def test_it_is_never_out_of_bounds(steps: list[tuple[float, bool]]) -> None:
-    window, now = Window(0.0, first=8, least=2, most=64), 0.0
-    for seconds, pressed in steps:
+@given(st.integers(1, 64), st.lists(st.tuples(st.floats(0.0, 100.0), st.integers(0, 300), st.booleans()), max_size=200))
+def test_it_is_never_out_of_bounds(most: int, steps: list[tuple[float, int, bool]]) -> None:
+    window, now = Window(most=most), 0.0
+    for seconds, rows, pressed in steps:
         now += seconds
         if pressed:
-            window.pressed(now)
+            window.pressed(rows, now)
         else:
-            window.answered(3, now)
-        assert 2 <= window.size <= 64
-
-
-def test_it_has_no_more_under_way_than_helps() -> None:
-    window = Window(0.0, first=64)
-    run(window, lambda size: 10.0 * min(size, 8), 60.0)
-    assert 8 <= window.size <= 16
+            window.answered(rows, seconds, now)
+        assert 1 <= window.room(0, 0, 3) <= most
+        assert window.room(most, 0, 3) == 0
+        assert window.rate >= 0.0
 
 
 def test_a_request_is_worth_a_little_of_the_ranks_time() -> None:
     packing = Packing()
     for _ in range(20):
-        packing.measured(1000.0)
-    assert packing.rows == 60
+        packing.measured(200.0)
+    assert packing.rows == 50
+    packing.measured(60.0)
+    assert packing.rows == 50
     packing.measured(0.5)
-    assert packing.rows == 30
+    assert packing.rows == 25
     for _ in range(20):
         packing.measured(0.5)
     assert packing.rows == 1

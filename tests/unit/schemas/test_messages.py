@@ -312,7 +312,7 @@ def test_work_is_told_apart_by_its_kind():
             codec.decode_to_agent(packed(plain))
 
 
-@pytest.mark.parametrize("field", Placed.__struct_fields__)
+@pytest.mark.parametrize("field", [it for it in Placed.__struct_fields__ if it != "count"])  # one, if it is not said
 def test_a_tensor_that_is_elsewhere_says_all_of_where(field):
     column = messages.Column(index=0, placed=(Placed(dtype="float32", shape=(2,), offset=64, length=8),))
     task = structs.replace(most(Task), inputs=(column,))

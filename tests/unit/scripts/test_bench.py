@@ -3,11 +3,13 @@
 import json
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rankmq.engine.loader import load_servable
 from rankmq.schemas import codec
 from rankmq.schemas.errors import ConfigurationError, OperatorError
 from rankmq.schemas.messages import ErrorInfo, Reply
@@ -169,6 +171,11 @@ def test_right_answers_pass_and_wrong_ones_do_not():
         asking.check([codec.encode_reply(Reply(error=ErrorInfo(code="limit", message="no room", side="sender")))])
 
 
+def test_ranks_that_are_driven_directly_compile_what_the_servable_does():
+    served = load_servable(Path(__file__).parents[3] / "examples" / "gpt", gpt.SERVABLE, require_models=False)
+    assert [served.subgraph(number).compiled_rows for number in range(3)] == list(gpt._COMPILED_ROWS)
+
+
 def test_the_whole_model_is_computed_right(tmp_path):
     """Against all of it again for every token, one position at a time, in plain loops."""
     random = np.random.default_rng(0)
@@ -196,9 +203,9 @@ def test_the_whole_model_is_computed_right(tmp_path):
                 for head in range(8):
                     scores = np.exp([parts[i][0, head] @ parts[j][1, head] / np.sqrt(2) for j in range(i + 1)])
                     mixed.append(sum(s * parts[j][2, head] for j, s in enumerate(scores / scores.sum())))
-                row = row + np.concatenate(mixed) @ weights[f"out.{layer}"]
                 up = norm(row) @ weights[f"up.{layer}"]
-                rows[i] = row + (up / (1 + np.exp(-up))) @ weights[f"down.{layer}"]
+                rows[i] = row + np.concatenate(mixed) @ weights[f"out.{layer}"]
+                rows[i] = rows[i] + (up / (1 + np.exp(-up))) @ weights[f"down.{layer}"]
         return int((norm(rows[-1]) @ weights["head"]).argmax())
 
     prompt, written = [3, 1, 4, 1], []

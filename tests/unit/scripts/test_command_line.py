@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import typer
+from rankmq.engine.claims import CLAIM_HEADER, CLAIMS_HEADER
 from rankmq.engine.dead_headers import headers_of
 from rankmq.engine.dead_letters import REPLAYED_HEADER
 from rankmq.engine.deadline import DEADLINE_HEADER
@@ -124,7 +125,9 @@ def test_the_headers_in_the_document_are_those_that_are_sent():
     dead = messages["DeadLetter"]["headers"]["properties"]["headers"]["properties"]
     where = {"request": "1", "attempts": 1, "exchange": "", "routing_key": "m", "now": 1.0, "epoch": 2}
     headers = headers_of(errors.InvalidInput("x"), **where, headers={"large": "x" * 200_000, DEADLINE_HEADER: 5})
-    assert asked.keys() == {DEADLINE_HEADER, BLOBS_HEADER, REPLAYED_HEADER, "traceparent"}
+    assert asked.keys() == {
+        *(DEADLINE_HEADER, BLOBS_HEADER, CLAIMS_HEADER, CLAIM_HEADER, REPLAYED_HEADER, "traceparent")
+    }
     assert dead.keys() == headers.keys() | asked.keys()
     for name, value in headers.items():
         assert dead[name]["type"] == ("integer" if isinstance(value, int) else "string")
@@ -295,6 +298,7 @@ def test_a_request_s_errors_have_theirs():
     assert exit_code(errors.StageFailed("x")) == 8
     assert exit_code(errors.InstancesFailed("x", [])) == 8
     assert exit_code(errors.ReplyTimeout("x")) == 9
+    assert exit_code(errors.DeadlineExceeded("x")) == 9
     assert exit_code(errors.ConnectionLost("x")) == 4
     assert exit_code(RankmqError("x")) == 8
 

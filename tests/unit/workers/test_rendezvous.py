@@ -64,7 +64,7 @@ def test_naps_are_cut_short_and_the_alarm_is_put_back():
         inside = signal.signal(signal.SIGALRM, lambda *_: signals.append(time.monotonic()))
         began = time.monotonic()
         signal.pause()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
     assert signals
     assert inside is not before
     assert signal.getsignal(signal.SIGALRM) is before

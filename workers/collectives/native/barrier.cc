@@ -13,16 +13,19 @@
 namespace rankmq {
 namespace {
 
-constexpr int kYields = 10;
+constexpr int kYields = 40;
+constexpr int64_t kYieldNs = 100000;
 constexpr int64_t kLookMs = 20;
 constexpr uint32_t kBroken = 1;   // bit 0 of Header::turn
 constexpr uint32_t kOneTurn = 2;  // the other bits count; that they overflow after two thousand million is no harm
 
-int64_t now_ms() {
+int64_t now_ns() {
   timespec time{};
   clock_gettime(CLOCK_MONOTONIC, &time);
-  return static_cast<int64_t>(time.tv_sec) * 1000 + time.tv_nsec / 1000000;
+  return static_cast<int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
 }
+
+int64_t now_ms() { return now_ns() / 1000000; }
 
 void futex_wait(std::atomic<uint32_t> *word, uint32_t expected, int64_t wait_ms) {
   timespec time{};
@@ -71,7 +74,10 @@ bool Barrier::is_late(int rank, uint32_t turn) const {
 }
 
 Barrier::Outcome Barrier::wait(uint32_t turn, int wait_ms, bool everyone) {
-  for (int yields = 0; yields < kYields; ++yields) {
+  // Where cores are free a yield takes next to nothing, and where they are not it lets others run: what is enough turns
+  // there would be no time here, and what is enough time here would be few turns there.
+  const int64_t until = now_ns() + kYieldNs;
+  for (int yields = 0; yields < kYields || now_ns() < until; ++yields) {
     if (passed(turn)) return Outcome::kPassed;
     if (broken()) return Outcome::kBroken;
     sched_yield();

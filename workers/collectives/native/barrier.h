@@ -17,7 +17,8 @@ struct Cause {
   int by = -1;    // who saw it
 };
 
-// A rank that waits gives its core away at once: to whoever can run, a few times, and then it sleeps in a futex. Every
+// A rank that waits gives its core away at once, to whoever can run, and again and again for a while: where there are
+// more ranks than cores, to sleep and to be woken takes longer than the others need. Then it sleeps in a futex. Every
 // `kLookMs` it wakes up and looks whether those it waits for still live.
 class Barrier {
  public:

@@ -1,0 +1,142 @@
+"""Given calls of any kind in any order, then the batcher gives what one that looks at every row each time would."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from rankmq.engine.batcher import Batch, Batcher, PendingCall
+
+from tests.unit.engine.waiting_calls import call, drain
+
+LIMITS = {0: 1, 1: 3, 2: 8}
+
+
+class Machine(RuleBasedStateMachine):
+    """Against a model that looks at every row each time: a list of all waiting rows, sorted by age."""
+
+    def __init__(self):
+        super().__init__()
+        self.batcher = Batcher(LIMITS)
+        self.calls: list[PendingCall] = []
+        self.waiting: list[tuple[PendingCall, int]] = []
+        self.apart: list[tuple[tuple[int, int, int], list[tuple[PendingCall, int]]]] = []
+        self.overtaken: Counter[object] = Counter()  # by kind
+        self.flying: list[Batch] = []
+        self.done: list[tuple[PendingCall, int]] = []
+
+    @rule(
+        subgraph=st.integers(0, 2),
+        keys=st.lists(st.sampled_from("xy"), min_size=1, max_size=9),
+        keyed=st.booleans(),
+        ahead=st.sampled_from([0, 0, 1, 3, 100]),
+    )
+    def add(self, subgraph, keys, keyed, ahead):
+        """A call, which may overtake as many that came before it as it has head start."""
+        one = call(subgraph, rows=len(keys), keys=keys if keyed else (), owner=len(self.calls), head_start=ahead)
+        self.calls.append(one)
+        self.batcher.add(one)
+        self.waiting += [(one, index) for index in range(len(keys))]
+
+    @staticmethod
+    def age(owner):
+        return owner[0].owner - owner[0].head_start, owner[0].owner, owner[1]
+
+    @staticmethod
+    def kind(owner):
+        return owner[0].subgraph, owner[0].keys[owner[1]] if owner[0].keys else None
+
+    @rule()
+    def take(self):
+        self.waiting.sort(key=self.age)
+        self.apart.sort(key=lambda one: (one[0], self.age(one[1][0])))
+        batch = self.batcher.take()
+        if not self.waiting and not self.apart:
+            assert batch is None
+            return
+        if self.apart and (not self.waiting or self.apart[0][0] <= self.age(self.waiting[0])):
+            expected = self.apart.pop(0)[1]
+        else:
+            expected = self.next()
+            self.waiting = [owner for owner in self.waiting if owner not in expected]
+        assert list(batch.owners) == expected
+        assert {owner[0].subgraph for owner in expected} == {batch.subgraph}
+        self.flying.append(batch)
+
+    def next(self):
+        """The oldest and its like, or, a few times, those of its subgraph that fill a step."""
+        queues: dict[object, list[tuple[PendingCall, int]]] = {}
+        for owner in self.waiting:
+            queues.setdefault(self.kind(owner), []).append(owner)
+        first, (oldest, *_), limit = next(iter(queues)), self.waiting, LIMITS[self.waiting[0][0].subgraph]
+        full = [kind for kind, rows in queues.items() if kind[0] == first[0] and len(rows) >= limit]
+        chosen = first
+        if first not in full and full and not oldest[0].head_start and self.overtaken[first] < 8:
+            chosen = full[0]
+            self.overtaken[first] += 1
+        self.overtaken[chosen] = 0
+        for kind in list(self.overtaken):
+            if kind not in queues or queues[kind] == queues[chosen][:limit]:
+                del self.overtaken[kind]  # with its last row it is forgotten
+        return queues[chosen][:limit]
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data())
+    def finish(self, data):
+        batch = self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
+        self.done += batch.owners
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), all_of_them=st.booleans())
+    def put_back(self, data, all_of_them):
+        """One batch, or all of an epoch, in any order."""
+        batches = data.draw(st.permutations(self.flying))
+        for batch in batches if all_of_them else batches[:1]:
+            self.flying.remove(batch)
+            self.batcher.put_back(batch)
+            live = [owner for owner in batch.owners if not owner[0].cancelled]
+            if batch.apart is None:
+                self.waiting += live
+            elif live:
+                self.apart.append((batch.apart, live))
+
+    @precondition(lambda self: any(len(batch) > 1 for batch in self.flying))
+    @rule(data=st.data())
+    def split(self, data):
+        batch = data.draw(st.sampled_from([batch for batch in self.flying if len(batch) > 1]))
+        self.flying.remove(batch)
+        self.batcher.split(batch)
+        front = batch.apart or self.age(batch.owners[0])
+        middle = (len(batch) + 1) // 2
+        for half in (batch.owners[:middle], batch.owners[middle:]):
+            if live := [owner for owner in half if not owner[0].cancelled]:
+                self.apart.append((front, live))
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data())
+    def cancel(self, data):
+        one = data.draw(st.sampled_from(self.calls))
+        self.batcher.cancel(one)
+        self.waiting = [owner for owner in self.waiting if owner[0] is not one]
+        halves = [(front, [owner for owner in half if owner[0] is not one]) for front, half in self.apart]
+        self.apart = [(front, half) for front, half in halves if half]
+
+    @invariant()
+    def counts_agree(self):
+        left = [*self.waiting, *(owner for _, half in self.apart for owner in half)]
+        assert self.batcher.waiting_rows == len(left)
+        assert len(self.batcher) == len({owner[0] for owner in left})
+
+    def teardown(self):
+        for batch in self.flying:
+            self.batcher.put_back(batch)
+        for batch in drain(self.batcher):
+            self.done += batch.owners
+        done = [owner for owner in self.done if not owner[0].cancelled]
+        rows = [(one, index) for one in self.calls if not one.cancelled for index in range(len(one.rows))]
+        assert sorted(done, key=self.age) == sorted(rows, key=self.age)
+        assert not self.batcher._queues  # nothing is kept of keys that are gone
+
+
+TestBatcherAgainstModel = Machine.TestCase
