@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from ..schemas.errors import ConfigurationError
+from ..schemas.errors import BrokerRefused, BrokerUnavailable, ConfigurationError, RankmqError
 
 __all__ = ["BrokerAddress"]
 
@@ -106,6 +106,12 @@ class BrokerAddress:
         scheme = "amqps" if self.tls else "amqp"
         user, password = quote(self.user, safe=""), quote(self.password, safe="")
         return f"{scheme}://{user}:{password}@{self._place()}/{quote(self.vhost, safe='')}"
+
+    def named(self, error: RankmqError) -> RankmqError:
+        """An error that says of which broker it is, where it is one of a broker."""
+        return (
+            type(error)(f"{self}: {error.message}") if isinstance(error, BrokerUnavailable | BrokerRefused) else error
+        )
 
     def _place(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

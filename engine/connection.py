@@ -249,7 +249,7 @@ class Connection:
 
         def on_failure(_: Any, error: BaseException) -> None:
             if not opened.done():
-                opened.set_exception(_at(map_error(error), address))
+                opened.set_exception(address.named(map_error(error)))
 
         driver = connection._driver = _Driver(
             parameters,
@@ -396,9 +396,3 @@ class Connection:
 def _gone(error: RankmqError) -> RankmqError:
     """The error for a connection that had been open: it was lost, which is no refusal and may pass."""
     return ConnectionLost(error.message) if isinstance(error, BrokerUnavailable) else error
-
-
-def _at(error: RankmqError, address: BrokerAddress) -> RankmqError:
-    if isinstance(error, BrokerUnavailable | BrokerRefused):
-        return type(error)(f"{address}: {error.message}")
-    return error

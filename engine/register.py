@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from .caller import call_with, current_caller
 from .declaration import current_declaration
 from .loop import loop_of
-from .servable import MethodCall, Model, Pipeline, Subgraph
+from .servable import MethodCall, Model, Pipeline
 from .signature import signature_of
 from .trace import Symbol, Trace, current_trace, trace_method
 
@@ -347,7 +347,7 @@ def declare_model(
         if value is not None:
             log.warning("%s: %s of a model has no effect here", declaration.here(), word)
     return declaration.add_model(
-        name=_model_name(subgraphs),
+        name=";".join(subgraph.file or "" for subgraph in subgraphs),
         rank_size=1,
         stage_size=1,
         with_batch_dim=with_batch_dim,
@@ -395,7 +395,3 @@ def _counts(value: Any, least: int) -> bool:
 
 def _numbers(count: int | None) -> str:
     return "none" if not count else "0" if count == 1 else f"0 to {count - 1}"
-
-
-def _model_name(subgraphs: tuple[Subgraph, ...]) -> str:
-    return ";".join(subgraph.file or "" for subgraph in subgraphs)

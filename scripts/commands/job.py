@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import job_options as given
 from ..options import with_settings
 
 if TYPE_CHECKING:
@@ -72,95 +73,6 @@ Exit code 0 if every row has a result, 8 if some failed, 10 if the job has not e
 cancelled.
 """
 
-_PANEL = "How it is run"
-
-_Input = Annotated[
-    str,
-    typer.Argument(
-        metavar="INPUT",
-        help="A .jsonl, .npz, .npy or .parquet file, a folder of .npy files, or - for JSON lines on standard input; a "
-        "path or anything that fsspec opens.",
-        show_default=False,
-    ),
-]
-_Servable = Annotated[str, typer.Option("--servable", "-s", metavar="NAME", help="The servable.", show_default=False)]
-_Method = Annotated[
-    str, typer.Option("--method", "-m", metavar="NAME", help="A method or pipeline of it.", show_default=False)
-]
-_Version = Annotated[
-    int, typer.Option("--version", metavar="N", help="The servable's version; 0 is the newest.", min=0)
-]
-_Output = Annotated[
-    str,
-    typer.Option("--output", "-o", metavar="DIR", help="A folder for results, errors and summary.", show_default=False),
-]
-_Results = Annotated[
-    str | None,
-    typer.Option(
-        "--results",
-        metavar="NAME",
-        help="The results' file in it: .jsonl, .npz, .npy, .parquet, or a folder, NAME/ (default: as the input).",
-        show_default=False,
-    ),
-]
-_Map = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map",
-        metavar="INPUT[=COLUMN][:DTYPE]",
-        help="Which column is which input; once for each (default: by their names).",
-        show_default=False,
-    ),
-]
-_Lane = Annotated[str, typer.Option("--lane", metavar="LANE", help="high, normal or low.", rich_help_panel=_PANEL)]
-_Base64 = Annotated[
-    bool, typer.Option("--base64", help="Tensors in JSON lines with dtype, shape and base64, not as nested lists.")
-]
-_RowsPerRequest = Annotated[
-    int | None,
-    typer.Option(
-        "--rows-per-request",
-        metavar="N",
-        help="So many rows travel together (default: it adapts).",
-        min=1,
-        max=4096,
-        rich_help_panel=_PANEL,
-        show_default=False,
-    ),
-]
-_LineBytes = Annotated[
-    int,
-    typer.Option("--line-bytes", metavar="BYTES", help="A longer line of JSON fails.", min=64, rich_help_panel=_PANEL),
-]
-_Record = Annotated[
-    Path | None,
-    typer.Option(
-        "--record",
-        metavar="DIR",
-        help="A folder on this machine for what is on record of the job (default: the output's).",
-        rich_help_panel=_PANEL,
-        show_default=False,
-    ),
-]
-_Window = Annotated[
-    int,
-    typer.Option(
-        "--window", metavar="N", help="The most requests under way; it adapts.", min=1, rich_help_panel=_PANEL
-    ),
-]
-_Patience = Annotated[
-    float,
-    typer.Option(
-        "--patience",
-        metavar="SECONDS",
-        help="Stop, to be resumed, when nothing is answered for so long.",
-        min=1.0,
-        rich_help_panel=_PANEL,
-    ),
-]
-_Which = Annotated[str, typer.Argument(metavar="JOB", help="A job's folder, or its id.", show_default=False)]
-_Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
-
 
 def add_to(app: typer.Typer) -> None:
     """Adds the command."""
@@ -188,20 +100,20 @@ def _begins(go: Callable[..., None], about: str) -> Callable[..., None]:
 
     def begin(
         settings: Settings,
-        source: _Input,
-        servable: _Servable,
-        method: _Method,
-        output: _Output,
-        version: _Version = 0,
-        results: _Results = None,
-        columns: _Map = None,
-        base64: _Base64 = False,
-        lane: _Lane = "low",
-        rows_per_request: _RowsPerRequest = None,
-        line_bytes: _LineBytes = 16 << 20,
-        record: _Record = None,
-        window: _Window = 256,
-        patience: _Patience = 3600.0,
+        source: given.Input,
+        servable: given.Servable,
+        method: given.Method,
+        output: given.Output,
+        version: given.Version = 0,
+        results: given.Results = None,
+        columns: given.Map = None,
+        base64: given.Base64 = False,
+        lane: given.Lane = "low",
+        rows_per_request: given.RowsPerRequest = None,
+        line_bytes: given.LineBytes = 16 << 20,
+        record: given.Record = None,
+        window: given.Window = 256,
+        patience: given.Patience = 3600.0,
     ) -> None:
         settings = _reachable(settings)
         job = _made(
@@ -217,11 +129,11 @@ def _begins(go: Callable[..., None], about: str) -> Callable[..., None]:
 @with_settings("job")
 def resume(
     settings: Settings,
-    which: _Which,
+    which: given.Which,
     background: Annotated[bool, typer.Option("--background", help="In the background, as `submit`.")] = False,
-    results: _Results = None,
-    window: _Window = 256,
-    patience: _Patience = 3600.0,
+    results: given.Results = None,
+    window: given.Window = 256,
+    patience: given.Patience = 3600.0,
 ) -> None:
     """Go on with a job: what is on record is not computed again."""
     from ...engine.jobs.registry import remember_job
@@ -236,7 +148,7 @@ def resume(
 
 
 @with_settings("job", quiet=True)
-def status(settings: Settings, which: _Which, as_json: _Json = False) -> None:
+def status(settings: Settings, which: given.Which, as_json: given.Json = False) -> None:
     """Show how a job is, while it runs and after."""
     from ..job_page import job_page
     from ..show import console
@@ -257,7 +169,7 @@ def list_jobs(
             metavar="DIR", help="Jobs below a folder (default: those begun on this machine).", show_default=False
         ),
     ] = None,
-    as_json: _Json = False,
+    as_json: given.Json = False,
 ) -> None:
     """List jobs."""
     from ...engine.jobs.registry import jobs_below, known_jobs
@@ -284,7 +196,7 @@ def list_jobs(
 
 
 @with_settings("job", quiet=True)
-def cancel(settings: Settings, which: _Which) -> None:
+def cancel(settings: Settings, which: given.Which) -> None:
     """Give a job up for good; what is done is kept."""
     job = _found(settings, which)
     found = job.cancel()
@@ -386,7 +298,7 @@ def _in_background(settings: Settings, job: Job, *, window: int, patience: float
 
     command = [sys.executable, "-m", "rankmq.scripts", "job", "resume", str(job.folder), "--window", str(window)]
     command += ["--patience", str(patience), *(() if results is None else ("--results", results))]
-    given = {f"RANKMQ_{name.upper()}": str(getattr(settings, name)) for name in settings.model_fields_set}
+    chosen = {f"RANKMQ_{name.upper()}": str(getattr(settings, name)) for name in settings.model_fields_set}
     address = settings.address()
     log = job.folder / "job.log"
     try:
@@ -396,7 +308,7 @@ def _in_background(settings: Settings, job: Job, *, window: int, patience: float
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env={**os.environ, **given, "RANKMQ_BROKER_URL": address.url()},
+                env={**os.environ, **chosen, "RANKMQ_BROKER_URL": address.url()},
                 start_new_session=True,
             )
     except OSError as error:
