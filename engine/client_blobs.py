@@ -59,7 +59,7 @@ class ClientBlobs:
 
         def run() -> None:
             try:
-                whole: Reply | RankmqError = self._whole(reply)
+                whole: Reply | RankmqError = self.whole(reply)
             except RankmqError as error:
                 whole = error
             then(whole)
@@ -68,7 +68,14 @@ class ClientBlobs:
 
         self._threads().submit(run)
 
-    def _whole(self, reply: Reply) -> Reply:
+    def whole(self, reply: Reply) -> Reply:
+        """A reply with all its tensors.
+
+        Raises:
+            InvalidInput: a blob is not what its reference says.
+            BlobMissing: one is not there.
+            BlobUnavailable: the store cannot be read.
+        """
         outputs = [
             row and {name: it if it.blob is None else self._store.get(it) for name, it in row.items()}
             for row in reply.outputs

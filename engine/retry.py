@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
+    Retrying,
     retry_if_exception_type,
     stop_after_delay,
     wait_random_exponential,
@@ -17,13 +18,14 @@ from tenacity import (
 from ..schemas.errors import (
     AlreadyRunning,
     AttemptsExhausted,
+    BlobUnavailable,
     BrokerUnavailable,
     RankmqError,
     SessionLost,
     TemporaryFailure,
 )
 
-__all__ = ["connecting", "given_up", "pause_before", "taking_over"]
+__all__ = ["connecting", "given_up", "pause_before", "reaching_blobs", "taking_over"]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,21 @@ def taking_over(seconds: float) -> AsyncRetrying:
         wait=_pauses(seconds, multiplier=0.1, least=0.05, most=1.0),
         stop=stop_after_delay(seconds),
         sleep=asyncio.sleep,
+        reraise=True,
+    )
+
+
+def reaching_blobs(seconds: float) -> Retrying:
+    """For a blob store, on a thread that may wait for it: while it cannot be read or written.
+
+    Args:
+        seconds: when to give up.
+    """
+    return Retrying(
+        retry=retry_if_exception_type(BlobUnavailable),
+        wait=_pauses(seconds, multiplier=0.5, least=0.2, most=5.0),
+        stop=stop_after_delay(seconds),
+        before_sleep=_say,
         reraise=True,
     )
 

@@ -9,102 +9,30 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ...schemas import codec
-from ...schemas.errors import BlobMissing, InvalidInput, JobStopped, LimitExceeded, RankmqError
+from ...schemas.errors import BlobMissing, InvalidInput, JobStopped, LimitExceeded, RankmqError, RequestError
 from ...schemas.messages import ErrorInfo, Reply, Request
+from ...schemas.tensors import Tensor
+from ..references import outputs_of
 from .columns import Input
+from .job_blobs import JobBlobs
 from .manifest import Chunk, Failure, Key, Manifest
 from .outcomes import Outcome, outcome_of
 from .packing import Packing
 from .reader import Reader
-from .spec import Counts
 from .spool import Spool
+from .step import MESSAGE_OVERHEAD, Answer, Asking, Room, Step, too_large
 
-__all__ = ["MANIFEST", "SPOOL", "Answer", "Asking", "Desk", "Room", "Step"]
+__all__ = ["MANIFEST", "SPOOL", "Desk"]
 
 MANIFEST = "job.sqlite"
 SPOOL = "job.replies"
 
-_OVERHEAD = 4096
 _PAUSES = (0.5, 2.0, 8.0)
 _STEP_BYTES = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A reply as it came.
-
-    Attributes:
-        key: of the request.
-        body: the message's, or what it was a claim to.
-        content_type: of the body.
-        claim: the claim; "" where the body came with the message.
-    """
-
-    key: Key
-    body: bytes
-    content_type: str = codec.MSGPACK
-    claim: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """A request that is on record and may be sent.
-
-    Attributes:
-        key: which.
-        rows: how many it has.
-        body: the message.
-    """
-
-    key: Key
-    rows: int
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """How much may be planned.
-
-    Attributes:
-        requests: how many.
-        rows_per_second: how fast rows are done; 0 if that is not new.
-        near: whether bodies go past the broker, as far as is known.
-    """
-
-    requests: int = 0
-    rows_per_second: float = 0.0
-    near: bool = False
-
-
-@dataclass(slots=True)
-class Step:
-    """What a step has done.
-
-    Attributes:
-        asking: requests that may be sent now.
-        counts: how far the job is.
-        settled: rows that were ended by this step's replies, by request.
-        next_due: seconds until a request that failed is to be sent again; None if there is none.
-        over: every row is on record.
-        more: further requests can be planned now, if there is room.
-        fatal: why no row can be answered.
-        cancel_asked: somebody has given up the job.
-        claims_lost: a body in memory was not found at the other end.
-    """
-
-    counts: Counts
-    asking: list[Asking] = field(default_factory=list)
-    settled: dict[Key, int] = field(default_factory=dict)
-    next_due: float | None = None
-    over: bool = False
-    more: bool = True
-    fatal: str = ""
-    cancel_asked: bool = False
-    claims_lost: bool = False
 
 
 class Desk:
@@ -113,17 +41,19 @@ class Desk:
     Args:
         folder: of the manifest.
         max_message: the largest message that the broker takes, in bytes.
+        blobs: for tensors that are too large for messages; None where there is no blob store.
 
     Raises:
         ConfigurationError: the folder has no job.
         JobStopped: the input is another by now, or something cannot be read.
     """
 
-    def __init__(self, folder: Path, *, max_message: int = 128 << 20) -> None:
+    def __init__(self, folder: Path, *, max_message: int = 128 << 20, blobs: JobBlobs | None = None) -> None:
         self._manifest = Manifest(folder / MANIFEST)
         self.spec = spec = self._manifest.spec
         self.counts = self._manifest.counts
         self.max_message = max_message
+        self._blobs = blobs
         self._packing = Packing(spec.rows_per_request, spec.most_bytes)
         self._reader: Reader | None = None
         self._spool = Spool(folder / SPOOL, self.counts.end)
@@ -132,6 +62,11 @@ class Desk:
         self._out: set[Key] = set()
         self._began = time.monotonic() - self.counts.seconds
         self.counts.runs += 1
+
+    @property
+    def has_blobs(self) -> bool:
+        """Whether tensors may be by reference, in requests and in replies."""
+        return self._blobs is not None
 
     @property
     def rows_each(self) -> int:
@@ -161,22 +96,28 @@ class Desk:
             cancelling: the job is given up: nothing is planned.
 
         Raises:
-            JobStopped: no space left, or the input cannot be read; what was on record before is so still.
+            JobStopped: no space left, or the input or the blob store cannot be read; what was on record before is so
+                still.
             RankmqError: an error that every row would meet.
         """
         if room.rows_per_second:
             self._packing.measured(room.rows_per_second)
             self.counts.rate = room.rows_per_second
         self._packing.travels(near=room.near, most=self.max_message // 2)
-        step = Step(self.counts)
-        with self._manifest.transaction():
-            fatal = [it for answer in answers if (it := self._take(answer, step, cancelling=cancelling))]
-            if not cancelling and not fatal:
-                self._plan(room.requests, step)
-            self.counts.seconds = time.monotonic() - self._began
-            if answers:
-                self._spool.sync()
-            self._manifest.save(self.counts)
+        step, on_disk = Step(self.counts), False
+        try:
+            with self._manifest.transaction():
+                fatal = [it for answer in answers if (it := self._take(answer, step, cancelling=cancelling))]
+                if not cancelling and not fatal:
+                    self._plan(room.requests, step)
+                self.counts.seconds = time.monotonic() - self._began
+                if answers:
+                    self._spool.sync()
+                self._manifest.save(self.counts)
+            on_disk = True
+        finally:
+            if self._blobs is not None:
+                self._blobs.step_ended(on_disk=on_disk)
         step.fatal = f"every row would fail: {fatal[0].message}" if fatal else ""
         self._out.update(it.key for it in step.asking)
         self._out.difference_update(step.settled)
@@ -200,19 +141,40 @@ class Desk:
             step.settled.setdefault(answer.key, 0)
             return None
         key = answer.key
+        rows = self._manifest.chunk_of(key.first).rows(key.first, count)
+        reply, body = self._whole(answer)
+        step.claims_lost |= reply.error is not None and reply.error.code == BlobMissing.code
+        self._packing.answered(len(rows), len(body))
+        if reply.error is not None and reply.error.code == LimitExceeded.code and len(rows) > 1:
+            self._packing.too_large()
+        return self._book(key, count, reply, body, step, cancelling=cancelling)
+
+    def _book(
+        self, key: Key, count: int, reply: Reply, body: bytes, step: Step, *, cancelling: bool = False
+    ) -> ErrorInfo | None:
         chunk = self._manifest.chunk_of(key.first)
         rows = chunk.rows(key.first, count)
-        reply = _read(answer)
-        step.claims_lost |= reply.error is not None and reply.error.code == BlobMissing.code
         outcome = outcome_of(reply, len(rows), key.attempt, cancelling=cancelling)
-        self._packing.answered(len(rows), len(answer.body))
         self._settle(key, count, chunk, rows, outcome)
         if outcome.open != len(rows):
-            kept = answer.body if outcome.done else b""  # of one without results, what it said is on record already
+            kept = body if outcome.done else b""  # of one without results, what it said is on record already
             self._manifest.answered(key, self._spool.append(kept))
             self.counts.end += len(kept)
         step.settled[key] = outcome.done + len(outcome.failed)
         return outcome.fatal
+
+    def _whole(self, answer: Answer) -> tuple[Reply, bytes]:
+        """A reply, and its body, with all outputs in it."""
+        reply = _read(answer)
+        if self._blobs is None or not outputs_of(reply):
+            return reply, answer.body
+        try:
+            reply = self._blobs.whole(reply)
+        except RequestError as error:  # deleted, or written over: the rows are computed again
+            reply = Reply(
+                error=_info(BlobMissing(f"an output of the reply is not in the blob store any more: {error.message}"))
+            )
+        return reply, codec.encode_reply(reply)
 
     def _settle(self, key: Key, count: int, chunk: Chunk, rows: list[int], outcome: Outcome) -> None:
         self._manifest.add_failures(
@@ -239,16 +201,16 @@ class Desk:
         nbytes, now = 0, time.monotonic()
         for _ in range(requests):
             if self._backlog:
-                asking: Asking | None = self._again(self._backlog.pop())
+                asking: Asking | None = self._again(self._backlog.pop(), step)
             elif self._later and self._later[0][0] <= now:
-                asking = self._again(heapq.heappop(self._later)[1])
+                asking = self._again(heapq.heappop(self._later)[1], step)
             elif not self.reader.has_more:
                 break
             else:
                 asking = self._next()
             if asking is not None:
                 step.asking.append(asking)
-                nbytes += len(asking.body)
+                nbytes += asking.nbytes
             if nbytes >= _STEP_BYTES:
                 break
         self.counts.position = self.reader.position
@@ -293,14 +255,14 @@ class Desk:
 
     def _planned(self, chunk: Chunk, good: list[Input], failures: list[Failure]) -> Asking | None:
         """Takes down a chunk, and makes its request. Rows that cannot be sent are found one by one if need be."""
-        body = b""
+        sent = b"", 0
         if good:
             try:
-                body = self._encoded(good)
-            except RankmqError:
+                sent = self._encoded(good)
+            except RequestError:
                 chunk, good, more = self._sifted(chunk, good)
                 failures += more
-                body = self._encoded(good) if good else b""
+                sent = self._encoded(good) if good else sent
         self._manifest.add_chunk(chunk)
         self._manifest.add_failures(failures)
         self.counts.planned += chunk.count
@@ -310,15 +272,15 @@ class Desk:
         key = Key(chunk.first, 0)
         self._manifest.add_request(key, chunk.count)
         self.counts.requests += 1
-        return Asking(key, len(good), body)
+        return Asking(key, len(good), *sent)
 
     def _sifted(self, chunk: Chunk, good: list[Input]) -> tuple[Chunk, list[Input], list[Failure]]:
         rows = chunk.rows(chunk.first, chunk.count)
         kept, bad, failures = [], list(chunk.bad), []
         for row, made in zip(rows, good, strict=True):
             try:
-                self._encoded([made])
-            except RankmqError as error:
+                self._encoded([made], to_try=True)
+            except RequestError as error:
                 bad.append(row - chunk.first)
                 failures.append(Failure(row, chunk.id_of(row), error.code, error.message))
             else:
@@ -327,26 +289,54 @@ class Desk:
             raise JobStopped("rows that can be sent one by one cannot be sent together: give --rows-per-request 1")
         return replace(chunk, bad=tuple(sorted(bad))), kept, failures
 
-    def _encoded(self, rows: list[Input]) -> bytes:
-        spec = self.spec
-        body = codec.encode_request(
-            Request(
-                servable=spec.servable, method=spec.method, version=spec.version, instances=[it.values for it in rows]
-            )
-        )
-        if len(body) + _OVERHEAD > self.max_message:
-            raise LimitExceeded(f"a row of {len(body)} bytes: the broker takes {self.max_message}")
-        return body
+    def _encoded(self, rows: list[Input], *, to_try: bool = False) -> tuple[bytes, int]:
+        """The body of a request, and how many bytes it has and refers to.
 
-    def _again(self, key: Key) -> Asking | None:
-        """A request that is on record, made once more out of its rows."""
+        Args:
+            rows: of the request.
+            to_try: it is not to be sent, and what is written for it goes again.
+
+        Raises:
+            RequestError: it is too large, or cannot be sent.
+            JobStopped: the blob store cannot be written.
+        """
+        spec = self.spec
+        names: tuple[str, ...] = ()
+        instances = [dict(it.values) for it in rows]
+        if self._blobs is not None:
+            instances, names = self._blobs.written(instances, self.max_message - 2 * MESSAGE_OVERHEAD)
+        try:
+            body = codec.encode_request(
+                Request(servable=spec.servable, method=spec.method, version=spec.version, instances=instances)
+            )
+            if len(body) + MESSAGE_OVERHEAD > self.max_message:
+                raise too_large(len(body), self.max_message, blobs=self.has_blobs)
+        except RequestError:
+            to_try = True
+            raise
+        finally:
+            if self._blobs is not None and to_try:
+                self._blobs.discard(names)
+        referred = (it.blob.bytes for row in instances for it in row.values() if isinstance(it, Tensor) and it.blob)
+        return body, len(body) + sum(referred)
+
+    def _again(self, key: Key, step: Step) -> Asking | None:
+        """A request that is on record, made once more out of its rows; None if it cannot be sent any more."""
         count = self._manifest.count_of(key)
         if count is None:
             return None
         chunk = self._manifest.chunk_of(key.first)
         inputs = self.reader.again(chunk)
         good = [inputs[row] for row in chunk.rows(key.first, count)]
-        return Asking(key, len(good), self._encoded(good))
+        try:
+            return Asking(key, len(good), *self._encoded(good))
+        except RequestError as error:  # the broker takes less than it was believed to
+            self._book(key, count, Reply(error=_info(error)), b"", step)
+            return None
+
+
+def _info(error: RankmqError) -> ErrorInfo:
+    return ErrorInfo(code=error.code, message=error.message, side=error.side)
 
 
 def _read(answer: Answer) -> Reply:

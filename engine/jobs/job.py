@@ -22,12 +22,15 @@ import msgspec
 
 from ...schemas.errors import AlreadyRunning, ConfigurationError, JobStopped, RankmqError
 from ..address import BrokerAddress
+from ..blobs import BlobStore
 from ..claims import ClaimFolder, new_token
+from ..client_blobs import ClientBlobs
 from ..client_terms import check_lane
 from .assembly import Record
 from .columns import Columns, Mapped
 from .desk import MANIFEST, SPOOL, Desk
 from .inputs import fingerprint, kind_of, open_rows, spool
+from .job_blobs import JobBlobs
 from .lock import JobLock
 from .manifest import Manifest
 from .places import Place, cannot
@@ -169,6 +172,8 @@ class Job:
         patience: float = 3600.0,
         window: int = 256,
         results: str | None = None,
+        blob_store: str | None = None,
+        inline_limit: int = 1 << 20,
     ) -> JobStatus:
         """Runs it to its end, or on to it: what is on record is not computed again. Blocks.
 
@@ -180,6 +185,8 @@ class Job:
             patience: seconds without any answer after which it ends, to be resumed.
             window: the most requests under way; it adapts below that.
             results: another name for the results' file.
+            blob_store: where large tensors go past the broker, as for `Client`; it must be the engine's.
+            inline_limit: largest tensor within a message, in bytes, where there is a blob store.
 
         Returns:
             How it is then: completed, cancelled, or in progress if `stop` was called.
@@ -189,6 +196,7 @@ class Job:
             JobStopped: it cannot go on now, and can be resumed.
             OperatorError: the broker cannot be used.
             ProducerError: the broker went away, or nothing is answered.
+            ConfigurationError: a blob store that cannot be.
         """
         address = BrokerAddress.parse(broker_url) if isinstance(broker_url, str) else broker_url
         options: dict[str, Any] = {
@@ -198,13 +206,18 @@ class Job:
             "window": window,
             "watch": watch,
         }
+        blobs = None
+        if blob_store:
+            store = BlobStore(blob_store)
+            store.open()
+            blobs = JobBlobs(ClientBlobs(store, inline_limit))
         with JobLock(self.folder / LOCK):
             if results is not None:
                 self._rename(results)
             state = status_of(self.folder).state
             if state in ("completed", "cancelled"):
                 self._clear()
-            elif state == "finalizing" or self._answered(lambda desk: Runner(desk, address, **options)):
+            elif state == "finalizing" or self._answered(lambda desk: Runner(desk, address, **options), blobs):
                 self._finish()
         return self.status()
 
@@ -242,9 +255,9 @@ class Job:
 
     # ------------------------------------------------------------------------------------------------------ a run
 
-    def _answered(self, runner: Callable[[Desk], Runner]) -> bool:
+    def _answered(self, runner: Callable[[Desk], Runner], blobs: JobBlobs | None) -> bool:
         """Has all rows answered; gives whether the job is to be finished, as it is too when it was given up."""
-        desk = Desk(self.folder)
+        desk = Desk(self.folder, blobs=blobs)
         try:
             self._set_state("in_progress")
             try:

@@ -19,8 +19,9 @@ from ..client_cancel import tell_cancel
 from ..confirms import Outcome
 from ..connection import Channel, Connection, Properties
 from ..delivery import Delivery
-from .desk import Answer, Asking
+from ..references import BLOBS_HEADER
 from .manifest import Key
+from .step import Answer, Asking
 
 __all__ = ["JobLine", "key_of", "request_id"]
 
@@ -62,6 +63,7 @@ class JobLine:
         key: the routing key of its requests.
         on_answer: called with each reply and its delivery tag.
         folder: for bodies, where the engine is on this host; None: all of them go with their messages.
+        blobs: whether tensors of the replies may be by reference.
     """
 
     def __init__(
@@ -71,12 +73,15 @@ class JobLine:
         key: str,
         on_answer: Callable[[Answer, int], None],
         folder: ClaimFolder | None = None,
+        *,
+        blobs: bool = False,
     ) -> None:
         self._connection = connection
         self._job = job
         self._key = key
         self._on_answer = on_answer
         self._folder = folder
+        self._speaks: dict[str, Any] = {BLOBS_HEADER: True} if blobs else {}
         self._offers = folder is not None
         self.near = False  # what the engine said last
         self._in: Channel | None = None
@@ -94,6 +99,7 @@ class JobLine:
         on_answer: Callable[[Answer, int], None],
         folder: ClaimFolder | None,
         *,
+        blobs: bool,
         patience: float,
         stopped: Callable[[], bool],
     ) -> JobLine:
@@ -105,6 +111,7 @@ class JobLine:
             key: the routing key of its requests.
             on_answer: called with each reply and its delivery tag.
             folder: for bodies, where the engine is on this host.
+            blobs: whether tensors of the replies may be by reference.
             patience: seconds to go on trying while nobody answers.
             stopped: asked between attempts; True gives up.
 
@@ -115,7 +122,7 @@ class JobLine:
             ConnectionLost: the broker went away again.
         """
         connection = await Connection.open(address, name=f"rankmq job {job}", patience=patience, stopped=stopped)
-        line = cls(connection, job, key, on_answer, folder)
+        line = cls(connection, job, key, on_answer, folder, blobs=blobs)
         try:
             await line._begin()
         except BaseException:
@@ -251,8 +258,8 @@ class JobLine:
     def _sent(self, asking: Asking) -> tuple[dict[str, Any] | None, bytes]:
         """The headers and the body of a request's message."""
         if self._folder is None or not self._offers or asking.key.attempt:
-            return None, asking.body  # what is sent again goes another way than the first time
-        headers: dict[str, Any] = {CLAIMS_HEADER: self._folder.token}
+            return self._speaks or None, asking.body  # what is sent again goes another way than the first time
+        headers: dict[str, Any] = {**self._speaks, CLAIMS_HEADER: self._folder.token}
         if not self.near or len(asking.body) < CLAIMED_BYTES:
             return headers, asking.body
         try:

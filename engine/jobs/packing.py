@@ -31,6 +31,7 @@ class Packing:
     def __init__(self, fixed: int | None = None, most_bytes: int = 1 << 20) -> None:
         self._fixed = fixed
         self.most_bytes = self._most_bytes = most_bytes
+        self._cap = _NEAR * most_bytes
         self._rows = _FIRST_ROWS
         self._reply_bytes = 0.0
 
@@ -48,7 +49,12 @@ class Packing:
             near: past the broker, as far as is known.
             most: bytes that the broker would take.
         """
-        self.most_bytes = max(self._most_bytes, min(_NEAR * self._most_bytes, most)) if near else self._most_bytes
+        wanted = max(self._most_bytes, min(_NEAR * self._most_bytes, most)) if near else self._most_bytes
+        self.most_bytes = min(wanted, self._cap)
+
+    def too_large(self) -> None:
+        """A request of several rows was refused for its size: those that come are half as large at most."""
+        self._cap = self.most_bytes = max(1, self.most_bytes // 2)
 
     def measured(self, rows_per_second: float) -> None:
         """So many rows are done in a second; it follows step by step, up by a factor of four and down by one of two."""

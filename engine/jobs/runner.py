@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import sys
 import time
 import uuid
 from collections import deque
@@ -12,15 +14,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from ...schemas.errors import BrokerUnavailable, ConnectionLost, JobStopped, ProducerError, QueueFull, RankmqError
+from ...schemas.errors import (
+    BrokerUnavailable,
+    ConnectionLost,
+    JobStopped,
+    LimitExceeded,
+    ProducerError,
+    QueueFull,
+    RankmqError,
+)
 from ..address import BrokerAddress
 from ..claims import ClaimFolder
 from ..confirms import Outcome
 from ..topology import requests_key
-from .desk import Answer, Asking, Desk, Room, Step
+from .desk import Desk
 from .line import JobLine
 from .manifest import Key
 from .spec import Counts
+from .step import Answer, Asking, Room, Step
 from .window import Window
 
 __all__ = ["Ending", "Runner", "Watch"]
@@ -40,6 +51,7 @@ _MOST_AWAY = 5
 _DRAIN_SECONDS = 5.0
 _CANCEL_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 600.0
+_MOST_SAID = re.compile(r"larger than (?:configured )?max size (\d+)")
 
 
 @dataclass(slots=True)
@@ -94,6 +106,7 @@ class Runner:
         self._heard = time.monotonic()
         self._question = ""
         self._fault: RankmqError | None = None
+        self._most_message = sys.maxsize
 
     def stop(self) -> None:
         """Has it end soon; may be called from any thread."""
@@ -116,7 +129,7 @@ class Runner:
         try:
             while True:
                 line = await self._open(self._timeouts[0 if first else 1])
-                self._desk.max_message = line.max_message
+                self._desk.max_message = min(line.max_message, self._most_message)
                 if line.is_new and not (first and self._desk.counts.runs == 1):
                     self._ask_all_again()
                 first, heard = False, self._heard
@@ -125,6 +138,9 @@ class Runner:
                     if self._folder is not None and ending != "stopped":
                         self._folder.remove()
                     return ending
+                except LimitExceeded as error:
+                    self._most_message = self._smaller(error)
+                    log.warning("%s; connecting again", error.message)
                 except ConnectionLost as error:
                     away = 1 if self._heard > heard else away + 1
                     if away > _MOST_AWAY:
@@ -150,6 +166,7 @@ class Runner:
                     requests_key(spec.servable, spec.lane),
                     self._on_answer,
                     self._folder,
+                    blobs=self._desk.has_blobs,
                     patience=max(0.0, until - time.monotonic()),
                     stopped=lambda: self._stop,
                 )
@@ -196,8 +213,9 @@ class Runner:
         step = await self._loop.run_in_executor(
             self._thread, lambda: self._desk.step(answers, Room(requests, rate, line.near), cancelling=cancelling)
         )
-        if answers:
+        if tag:
             line.ack(tag)
+            self._tag = 0
         line.forget(answers, step.settled)
         if step.claims_lost:
             line.keep_bodies()
@@ -255,16 +273,32 @@ class Runner:
             del self._sent[key]
 
     def _send_again(self) -> None:
-        """On a new connection: what the broker has not confirmed."""
+        """On a new connection: what the broker has not confirmed. What is too large for it counts as answered so."""
         again = [it.asking for it in self._sent.values() if it.asking is not None]
         for asking in again:
             del self._sent[asking.key]
         self._ready.extendleft(reversed(again))
+        most = self._desk.max_message
+        for asking in [it for it in self._ready if not it.fits(most)]:
+            self._ready.remove(asking)
+            self._sent[asking.key] = _Sent(asking.rows, asking.nbytes, None, time.monotonic())
+            self._answers.append(asking.too_large(most, blobs=self._desk.has_blobs))
+
+    def _smaller(self, error: LimitExceeded) -> int:
+        """How large a message may be, after the broker has refused one.
+
+        Raises:
+            LimitExceeded: it is not a matter of that.
+        """
+        said = _MOST_SAID.search(error.message)
+        if said is None or int(said[1]) >= self._most_message:
+            raise error
+        return int(said[1])
 
     def _send(self, line: JobLine) -> None:
         while self._ready and not line.blocked and time.monotonic() >= self._not_before:
             asking = self._ready.popleft()
-            sent = self._sent[asking.key] = _Sent(asking.rows, len(asking.body), asking, time.monotonic())
+            sent = self._sent[asking.key] = _Sent(asking.rows, asking.nbytes, asking, time.monotonic())
             try:
                 line.publish(asking, self._question, lambda outcome, it=sent: self._said(it, outcome))  # type: ignore[misc]
             except ConnectionLost:

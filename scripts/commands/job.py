@@ -77,8 +77,8 @@ cancelled.
 def add_to(app: typer.Typer) -> None:
     """Adds the command."""
     commands = {
-        "run": (with_settings("job")(_begins(_run, "Run a job to its end, here.")), _RUN),
-        "submit": (with_settings("job", quiet=True)(_begins(_in_background, _BACKGROUND)), _SUBMIT),
+        "run": (with_settings("job", blobs=True)(_begins(_run, "Run a job to its end, here.")), _RUN),
+        "submit": (with_settings("job", quiet=True, blobs=True)(_begins(_in_background, _BACKGROUND)), _SUBMIT),
         "status": (status, _STATUS),
         "list": (list_jobs, _LIST),
         "cancel": (cancel, _CANCEL),
@@ -126,7 +126,7 @@ def _begins(go: Callable[..., None], about: str) -> Callable[..., None]:
     return begin
 
 
-@with_settings("job")
+@with_settings("job", blobs=True)
 def resume(
     settings: Settings,
     which: given.Which,
@@ -261,6 +261,8 @@ def _run(settings: Settings, job: Job, **options: Any) -> None:
                 watch=progress.show,
                 connect_timeout=settings.connect_timeout,
                 reconnect_timeout=settings.reconnect_timeout,
+                blob_store=settings.blob_store.get_secret_value() if settings.blob_store is not None else None,
+                inline_limit=settings.inline_limit,
                 **options,
             )
 
@@ -298,7 +300,7 @@ def _in_background(settings: Settings, job: Job, *, window: int, patience: float
 
     command = [sys.executable, "-m", "rankmq.scripts", "job", "resume", str(job.folder), "--window", str(window)]
     command += ["--patience", str(patience), *(() if results is None else ("--results", results))]
-    chosen = {f"RANKMQ_{name.upper()}": str(getattr(settings, name)) for name in settings.model_fields_set}
+    chosen = {f"RANKMQ_{name.upper()}": _plain(getattr(settings, name)) for name in settings.model_fields_set}
     address = settings.address()
     log = job.folder / "job.log"
     try:
@@ -315,3 +317,7 @@ def _in_background(settings: Settings, job: Job, *, window: int, patience: float
         raise JobStopped(f"{log} cannot be written: {error.strerror}; {_go_on(job)}") from None
     typer.echo(f"{job.id}: process {runner.pid} runs it; it writes to {log}")
     typer.echo(f"see how it is: rankmq job status {job.folder}")
+
+
+def _plain(value: Any) -> str:
+    return str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)

@@ -124,6 +124,41 @@ def test_200_megabytes_over_a_broker_that_takes_16(tmp_path):
         emptied(store)
 
 
+def test_a_job_with_rows_larger_than_messages(tmp_path):
+    """In the background, where the store's URL must come along; without the store such rows fail alone."""
+    write(tmp_path / "servables")
+    store, logs, rows = tmp_path / "store", tmp_path / "logs", tmp_path / "rows"
+    logs.mkdir()
+    rows.mkdir()
+    given = {"blob_store": f"file://{store}"}
+    sizes = [10, 6_000_000, 300_000, 5_000_000, 3]
+    for number, size in enumerate(sizes):
+        np.save(rows / f"{number}.npy", np.arange(size, dtype=np.float32) - number)
+
+    def job(command: str, *options: object) -> str:
+        done = rankmq("job", command, *options, "--broker-url", broker.url, "--state", tmp_path / "state")
+        assert done.returncode in (0, 8), done.stderr
+        return done.stderr
+
+    which = (rows, "--map", "x", "-s", "blobs", "-m", "minus", "-o")
+    with (
+        PrivateBroker(tmp_path / "broker", extra_conf={"max_message_size": str(16 * 1024 * 1024)}) as broker,
+        running(System(broker.url, tmp_path / "servables", ["blobs"], logs, **given)),
+    ):
+        out = tmp_path / "out"
+        job("submit", *which, out, "--blob-store", store)
+        wait_until(lambda: (out / "summary.json").exists(), "the end of the job", 60)
+        emptied(store)
+        assert "2 of 5 rows failed" in job("run", *which, tmp_path / "without")
+    for number, size in enumerate(sizes):
+        y = np.load(out / "results" / f"{number}.npy")
+        np.testing.assert_array_equal(y, number - np.arange(size, dtype=np.float32))
+    assert json.loads((out / "summary.json").read_text())["counts"]["completed"] == len(sizes)
+    errors = [json.loads(line) for line in (tmp_path / "without" / "errors.jsonl").read_text().splitlines()]
+    assert [(it["custom_id"], it["code"]) for it in errors] == [("1", "limit_exceeded"), ("3", "limit_exceeded")]
+    assert all("with a blob store large tensors go past it" in it["message"] for it in errors)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("store") / "blobs"

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from rankmq.engine.jobs import desk as desk_module
 from rankmq.engine.jobs import spool as spool_module
 from rankmq.engine.jobs.assembly import Record
-from rankmq.engine.jobs.desk import Answer, Asking, Desk, Room
+from rankmq.engine.jobs.desk import Desk
 from rankmq.engine.jobs.job import Job
 from rankmq.engine.jobs.lock import JobLock
 from rankmq.engine.jobs.manifest import Key
+from rankmq.engine.jobs.step import Answer, Asking, Room
 from rankmq.schemas import codec
 from rankmq.schemas.errors import AlreadyRunning, ConfigurationError, JobStopped
 from rankmq.schemas.limits import Limits
