@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 
 __all__ = ["Acks"]
 
@@ -14,13 +14,12 @@ class Acks:
     """
 
     def __init__(self) -> None:
-        self._open: deque[int] = deque()  # in their order, with some that are settled
-        self._settled: set[int] = set()  # of those
+        self._open: OrderedDict[int, None] = OrderedDict()  # what is not settled, in its order
         self._fresh: set[int] = set()
 
     def delivered(self, tag: int) -> None:
         """A delivery came that is to be acknowledged. Tags grow."""
-        self._open.append(tag)
+        self._open[tag] = None
 
     def add(self, tag: int) -> bool:
         """A delivery is done with.
@@ -33,33 +32,24 @@ class Acks:
 
     def handed_back(self, tag: int) -> None:
         """The broker has a delivery back."""
-        self._settled.add(tag)
-        self._pop()
+        self._open.pop(tag, None)
 
     def take(self) -> list[tuple[int, bool]]:
         """What is to be said: tags, and whether all before each are meant too."""
         fresh, self._fresh = self._fresh, set()
         together: list[int] = []
-        while self._open and (self._open[0] in fresh or self._open[0] in self._settled):
-            tag = self._open.popleft()
-            if tag in fresh:
-                together.append(tag)
-                fresh.discard(tag)
-            else:
-                self._settled.discard(tag)
+        for tag in self._open:
+            if tag not in fresh:
+                break
+            together.append(tag)
         said = [(together[-1], len(together) > 1)] if together else []
-        alone = sorted(fresh)
-        self._settled.update(alone)
-        self._pop()
+        alone = sorted(fresh.difference(together))
+        for tag in fresh:
+            self._open.pop(tag, None)
         return said + [(tag, False) for tag in alone]
 
     def all_to(self, tag: int) -> None:
         """All up to this tag were acknowledged in one."""
-        while self._open and self._open[0] <= tag:
-            self._settled.discard(self._open.popleft())
+        while self._open and next(iter(self._open)) <= tag:
+            self._open.popitem(last=False)
         self._fresh = {it for it in self._fresh if it > tag}
-        self._pop()
-
-    def _pop(self) -> None:
-        while self._open and self._open[0] in self._settled:
-            self._settled.discard(self._open.popleft())

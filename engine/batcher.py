@@ -141,13 +141,8 @@ class _Queue:
         heapq.heappush(self.rows, (*age(owner), owner[0]))
 
     def may_be_overtaken(self, most: int) -> bool:
-        """Whether rows that fill a step may go before these, which are to go now."""
-        return (
-            self.apart is None
-            and not self.rows[0][3].head_start
-            and self.overtaken < _MOST_OVERTAKEN
-            and not self.fills(most)
-        )
+        """Whether rows that fill a step may go before these, which are to go now and of which none is urgent."""
+        return self.apart is None and self.overtaken < _MOST_OVERTAKEN and not self.fills(most)
 
     def fills(self, most: int) -> bool:
         """Whether it has as many rows that are still wanted."""
@@ -186,6 +181,7 @@ class Batcher:
         self._line: list[tuple[tuple[Age, Age], int, _Queue]] = []  # a heap
         self._waiting: dict[PendingCall, int] = {}
         self._rows = 0
+        self._urgent = 0  # of them, those with a head start
         self._calls = 0
         self._entries = 0
 
@@ -218,7 +214,7 @@ class Batcher:
         """The next batch: the oldest row, and behind it the oldest others that may share a step with it.
 
         Where they do not fill a step and others of the subgraph do, those may go first, some times: rows in many
-        shapes would else travel in steps of a few. That is for rows without a head start only, for which nobody waits.
+        shapes would else travel in steps of a few. That is only while no row has a head start: nobody waits then.
 
         Args:
             joining: by subgraph and key, rows that others under way will soon join: they wait for them, unless there
@@ -248,7 +244,8 @@ class Batcher:
                 continue
             queue.drop_cancelled()
             due = bool(queue.rows) and queue.place == place
-            if due and queue.may_be_overtaken(most) and (fuller := self._full(queue.subgraph)) is not None:
+            fuller = self._fuller(queue, most) if due else None
+            if fuller is not None:
                 batch = self._batch(*fuller)
                 if batch is not None:
                     queue.overtaken += 1
@@ -266,8 +263,11 @@ class Batcher:
             self._count(call, -1)
         return Batch(queue.subgraph, owners, queue.apart) if owners else None
 
-    def _full(self, subgraph: int) -> tuple[_Queue, int] | None:
-        """The oldest queue of a subgraph, among some, that fills a step, and how many rows that are."""
+    def _fuller(self, queue: _Queue, most: int) -> tuple[_Queue, int] | None:
+        """The queue that goes before one whose turn it is, since it fills a step, and how many rows that are."""
+        if self._urgent or not queue.may_be_overtaken(most):
+            return None
+        subgraph = queue.subgraph
         found: tuple[tuple[Age, Age], _Queue, int] | None = None
         for place, _, queue in itertools.islice(self._line, _MOST_LOOKED_AT):
             if queue.listed != place or queue.apart is not None or queue.subgraph != subgraph:
@@ -277,15 +277,19 @@ class Batcher:
                 found = place, queue, most
         return found and found[1:]
 
-    def oldest(self) -> tuple[PendingCall, Hashable, int] | None:
+    def first(self) -> tuple[PendingCall, Hashable, int] | None:
         """The call whose row would come out first if nothing were joining, the row's key, and how many rows it might
-        share a step with; None where nothing waits.
+        share a step with, itself among them; None where nothing waits.
         """
         while self._line:
             place, _, queue = self._line[0]
             if queue.listed == place:
                 queue.drop_cancelled()
                 if queue.rows and queue.place == place:
+                    fuller = self._fuller(queue, max(1, self._max_rows(queue.subgraph, queue.key)))
+                    if fuller is not None:
+                        queue = fuller[0]
+                        queue.drop_cancelled()
                     return queue.rows[0][3], queue.key, len(queue.rows)
                 heapq.heappop(self._line)
                 self._line_up(queue)
@@ -350,6 +354,7 @@ class Batcher:
 
     def _count(self, call: PendingCall, rows: int) -> None:
         self._rows += rows
+        self._urgent += rows if call.head_start else 0
         left = self._waiting.get(call, 0) + rows
         if left:
             self._waiting[call] = left

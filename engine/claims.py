@@ -49,6 +49,7 @@ _TOKEN = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.]{0,79}")
 _CLAIM = re.compile(rf"(?P<name>{_NAME.pattern}):(?P<bytes>[0-9]{{1,12}}):(?P<check>[0-9a-f]{{8}})")
 _MOST_OPEN = 32
+_MAKE_ATTEMPTS = 20
 _SWEEP_SECONDS = 86_400.0
 _MOST_RESERVED = 64 << 20
 
@@ -84,6 +85,19 @@ class ClaimFolder:
         Raises:
             OSError: it cannot be made.
         """
+        for left in reversed(range(_MAKE_ATTEMPTS)):
+            try:
+                made = cls._made(token, folder)
+                break
+            except (FileNotFoundError, FileExistsError):  # others, who have done with theirs, take away what is empty
+                if not left:
+                    raise
+        with contextlib.suppress(OSError):
+            _sweep(_base(folder))
+        return made
+
+    @classmethod
+    def _made(cls, token: str, folder: Path) -> ClaimFolder:
         base = _base(folder)
         base.mkdir(mode=0o700, exist_ok=True)
         _check_ours(os.lstat(base), base)
@@ -94,7 +108,6 @@ class ClaimFolder:
         except OSError:
             made.close()
             raise
-        _sweep(base)
         return made
 
     @classmethod

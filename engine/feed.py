@@ -143,10 +143,10 @@ class Feed:
 
     def _is_time(self, conveyor: Conveyor) -> bool:
         """Whether the rows that wait are to begin; if that is only a matter of time, we are woken then."""
-        oldest = None if self._held is not None else self._batcher.oldest()
-        if oldest is None:
+        first = None if self._held is not None else self._batcher.first()
+        if first is None:
             return self._held is not None
-        call, key, alike = oldest
+        call, key, alike = first
         wait, now = 0.0, self._clock()
         if self._waits and call.loop is None:  # a loop's rows come together by themselves, after every slice
             wait = self._servable.model_of(call.subgraph).max_wait

@@ -180,7 +180,12 @@ class Front(ServicePorts):
                 claims.take_back(delivery.headers, headers)
             then(outcome)
 
-        self._publish("", asked.reply_to, body, properties, told)
+        try:
+            self._channel.publish("", asked.reply_to, body, properties, then=told)
+        except ConnectionLost:  # it was never sent
+            if claims is not None:
+                claims.take_back(delivery.headers, headers)
+            then(Outcome.LOST)
 
     def part(self, delivery: Delivery, body: bytes, content_type: str) -> None:
         """Publishes a part of the answer, on the channel of the answers, which so come behind it."""

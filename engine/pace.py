@@ -156,7 +156,9 @@ class Pace:
         line = self._lines.get((subgraph, key))
         if line is not None:
             return line.rows(allowed, most)
-        row = min(self._recent.get(subgraph, (0.0,)))  # of rows unlike these: the quickest tell most
+        recent = self._recent.get(subgraph, (0.0,))
+        # Of rows unlike these. A step that is overdue costs the epoch: there the slowest tells how many are safe.
+        row = max(recent) if seconds is None else min(recent)
         return most if row * most <= allowed else max(1, int(allowed / row))
 
 

@@ -173,7 +173,8 @@ class JobLine:
             log.debug("a reply to nothing that the job has asked: %r", properties.correlation_id)
             key = Key(-1, -1)
         headers = delivery.headers
-        self.near = self._offers and headers.get(CLAIMS_HEADER) is True
+        if not key.attempt:  # what was sent again had no folder to name
+            self.near = self._offers and headers.get(CLAIMS_HEADER) is True
         claim = headers.get(CLAIM_HEADER)
         if isinstance(claim, str):
             answer = Answer(key, *self._claimed(claim, properties.content_type), claim)

@@ -85,6 +85,18 @@ def test_those_before_which_none_is_missing_are_acknowledged_in_one():
     assert acks.take() == [(6, True)]
 
 
+def test_what_comes_behind_a_long_one_is_not_kept():
+    acks = Acks()
+    acks.delivered(1)
+    for tag in range(2, 1000):
+        acks.delivered(tag)
+        acks.add(tag)
+        assert acks.take() == [(tag, False)]
+    assert len(acks._open) == 1
+    acks.add(1)
+    assert acks.take() == [(1, False)]
+
+
 def test_one_that_never_came_is_said_all_the_same():
     acks = Acks()
     acks.add(9)

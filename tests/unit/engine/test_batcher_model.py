@@ -51,7 +51,12 @@ class Machine(RuleBasedStateMachine):
     def take(self):
         self.waiting.sort(key=self.age)
         self.apart.sort(key=lambda one: (one[0], self.age(one[1][0])))
+        first = self.batcher.first()
         batch = self.batcher.take()
+        assert (first is None) is (batch is None)
+        if first is not None:
+            assert first[0] is batch.owners[0][0]
+            assert first[2] >= len(batch)
         if not self.waiting and not self.apart:
             assert batch is None
             return
@@ -65,14 +70,15 @@ class Machine(RuleBasedStateMachine):
         self.flying.append(batch)
 
     def next(self):
-        """The oldest and its like, or, a few times, those of its subgraph that fill a step."""
+        """The oldest and its like, or, a few times, those of its subgraph that fill a step while nothing is urgent."""
         queues: dict[object, list[tuple[PendingCall, int]]] = {}
         for owner in self.waiting:
             queues.setdefault(self.kind(owner), []).append(owner)
-        first, (oldest, *_), limit = next(iter(queues)), self.waiting, LIMITS[self.waiting[0][0].subgraph]
+        first, limit = next(iter(queues)), LIMITS[self.waiting[0][0].subgraph]
         full = [kind for kind, rows in queues.items() if kind[0] == first[0] and len(rows) >= limit]
+        urgent = any(owner[0].head_start for half in (self.waiting, *(it[1] for it in self.apart)) for owner in half)
         chosen = first
-        if first not in full and full and not oldest[0].head_start and self.overtaken[first] < 8:
+        if first not in full and full and not urgent and self.overtaken[first] < 8:
             chosen = full[0]
             self.overtaken[first] += 1
         self.overtaken[chosen] = 0

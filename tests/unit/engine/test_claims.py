@@ -4,6 +4,7 @@ import errno
 import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_what_is_left_there_waits_for_who_comes_back(tmp_path):
     assert it.get(claim, 1 << 20) == BODY
     it.drop(claim)
     it.leave()
+    assert not list(tmp_path.iterdir())
+
+
+def test_those_who_come_and_those_who_go_are_not_in_each_others_way(tmp_path):
+    def come_and_go(number):
+        for _ in range(300):
+            ClaimFolder.make(f"{number:032x}", tmp_path).leave()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(come_and_go, range(4)))
     assert not list(tmp_path.iterdir())
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from rankmq.engine.claims import CLAIMED_BYTES, CLAIMS_HEADER, ClaimFolder, Claims, new_token
+from rankmq.engine.confirms import Outcome
 from rankmq.engine.connection import Properties
 from rankmq.engine.delivery import Delivery
 from rankmq.engine.front import Front
@@ -54,3 +56,19 @@ def test_it_is_dropped_where_nobody_can_be_told(reply_to):
     channel = Channel()
     tell(channel, reply_to=reply_to)
     assert channel.published == []
+
+
+def test_the_body_of_a_reply_that_was_never_sent_goes(tmp_path):
+    """The request is answered again, by whoever has it next."""
+    token, became = new_token(), []
+    folder = ClaimFolder.make(token, tmp_path)
+    asked = Properties(message_id="m", reply_to="q", headers={CLAIMS_HEADER: token})
+
+    async def run() -> None:
+        front = Front(Channel(lost=True), None, None, None, Claims(1 << 20, tmp_path))
+        front.reply(Delivery(b"", 1, "", "", False, asked), b"x" * CLAIMED_BYTES, "application/json", became.append)
+
+    asyncio.run(run())
+    assert became == [Outcome.LOST]
+    folder.leave()
+    assert not list(tmp_path.iterdir())

@@ -76,7 +76,8 @@ def test_a_step_of_few_rows_says_little_of_one_of_many_and_nothing_of_other_shap
     assert pace.rows(0, "short", 256) == 256
     assert pace.expected(0, "short", 256) == pytest.approx(0.8)
     assert pace.rows(0, "long", 256) == 24
-    assert pace.rows(0, "another", 256) == 256
+    assert pace.rows(0, "another", 256) == 24  # it may be as slow
+    assert pace.rows(0, "another", 256, seconds=1.0) == 256  # nothing is lost over it if it is
 
 
 def test_more_rows_than_are_sure_to_be_done_in_time_come_step_by_step():
@@ -94,6 +95,20 @@ def test_where_all_shapes_are_slow_one_that_is_new_is_taken_to_be_so():
         pace.ran(0, number, 1, 4.0)
     assert pace.rows(0, "new", 256) == 3
     assert pace.expected(0, "new", 2) == pytest.approx(8.0)
+
+
+def test_new_slow_shapes_among_quick_ones_do_not_cost_an_epoch_each():
+    pace, lost = Pace(60.0), 0
+    for number in range(10):
+        for _ in range(3):
+            pace.ran(0, "quick", 32, 0.02)
+        rows = pace.rows(0, number, 1024)
+        if 0.1 * rows > 60.0:
+            lost += 1
+            pace.overdue(0, number, rows)
+        else:
+            pace.ran(0, number, rows, 0.1 * rows)
+    assert lost == 1
 
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.floats(1e-6, 100.0)), min_size=1, max_size=30), st.integers(1, 300))
