@@ -12,7 +12,15 @@ from ...schemas.errors import ConfigurationError, InvalidInput, LimitExceeded, R
 from ...schemas.limits import Limits
 from ...schemas.messages import Value
 from ...schemas.plain import array_of, is_untyped, tensor_from_json
-from ...schemas.tensors import BFLOAT16, DTYPES, Tensor, float32_to_bfloat16, from_array, numpy_dtype
+from ...schemas.tensors import (
+    BFLOAT16,
+    DTYPES,
+    Tensor,
+    bfloat16_to_float32,
+    float32_to_bfloat16,
+    from_array,
+    numpy_dtype,
+)
 
 __all__ = ["Columns", "Input", "Mapped"]
 
@@ -154,9 +162,16 @@ def _cast(value: Value, name: str) -> Tensor:
         raise InvalidInput(f"{array.dtype.name} does not become {name}")
     with np.errstate(all="ignore"):
         if dtype == BFLOAT16:
-            return from_array(float32_to_bfloat16(array.astype(np.float32)))
+            made = float32_to_bfloat16(array.astype(np.float32))
+            back = bfloat16_to_float32(made)
+            if not (np.isinf(back) == np.isinf(array) if array.dtype.kind == "f" else back == array).all():
+                raise InvalidInput(f"a number does not fit into {name}")
+            return from_array(made)
         cast = array.astype(dtype)
-        same = np.array_equal(np.isinf(cast), np.isinf(array)) if dtype.kind == "f" else _whole(cast, array)
+        if dtype.kind == "f" and array.dtype.kind == "f":  # rounded, as every conversion of floats is
+            same = np.array_equal(np.isinf(cast), np.isinf(array))
+        else:
+            same = _whole(cast, array)
     if not same:
         raise InvalidInput(f"a number does not fit into {name}")
     return from_array(cast)

@@ -13,16 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...schemas import codec
-from ...schemas.errors import BlobMissing, InvalidInput, JobStopped, LimitExceeded, RankmqError, RequestError
+from ...schemas.errors import BlobMissing, JobStopped, LimitExceeded, RankmqError, RequestError
 from ...schemas.messages import ErrorInfo, Reply, Request
 from ...schemas.tensors import Tensor
 from ..references import outputs_of
 from .columns import Input
 from .job_blobs import JobBlobs
-from .manifest import Chunk, Failure, Key, Manifest
+from .manifest import Chunk, Failure, Key, Manifest, made_id
 from .outcomes import Outcome, outcome_of
 from .packing import Packing
 from .reader import Reader
+from .row_ids import RowIds
 from .spool import Spool
 from .step import MESSAGE_OVERHEAD, Answer, Asking, Room, Step, too_large
 
@@ -55,6 +56,7 @@ class Desk:
         self.max_message = max_message
         self._blobs = blobs
         self._packing = Packing(spec.rows_per_request, spec.most_bytes)
+        self._ids = RowIds(self._manifest)
         self._reader: Reader | None = None
         self._spool = Spool(folder / SPOOL, self.counts.end)
         self._backlog = self._manifest.pending()[::-1]
@@ -238,13 +240,13 @@ class Desk:
                 self.reader.put_back(taken)
                 break
             position = row.position if position < 0 else position
-            number, custom_id = first + len(ids), row.custom_id
-            if custom_id is not None and (other := self._manifest.claim(custom_id, number)) is not None:
-                made = InvalidInput(f"custom_id {custom_id!r:.80} is that of row {other} already")
+            number = first + len(ids)
+            custom_id, wrong = self._ids.of(row.custom_id, number, first, ids)
+            made = wrong or made
             ids.append(custom_id)
             if isinstance(made, RankmqError):
                 bad.append(number - first)
-                failures.append(Failure(number, custom_id or f"row-{number}", made.code, made.message))
+                failures.append(Failure(number, custom_id or made_id(number), made.code, made.message))
                 continue
             lenient = made.lenient
             good.append(made)

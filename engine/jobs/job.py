@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from ...schemas.errors import AlreadyRunning, ConfigurationError, JobStopped, RankmqError
+from ...schemas.errors import AlreadyRunning, ConfigurationError, InvalidInput, JobStopped, RankmqError
 from ..address import BrokerAddress
 from ..blobs import BlobStore
 from ..claims import ClaimFolder, new_token
@@ -43,6 +43,7 @@ __all__ = ["Job"]
 
 _SUFFIXES = {"jsonl": "results.jsonl", "npz": "results.npz", "npy": "results.npy", "parquet": "results.parquet"}
 _STDIN = "input.jsonl"
+_OWN = {MANIFEST, SPOOL, LOCK, _STDIN, "errors.jsonl", "summary.json", "job.log"}
 _LOOK_SECONDS = 0.2
 
 
@@ -114,9 +115,14 @@ class Job:
         Raises:
             ConfigurationError: an input that is not there, empty, or not what its name says; an output that is taken; a
                 column that there is not.
-            InvalidInput: a lane that does not exist.
+            InvalidInput: a lane that does not exist, no servable or method, or no rows in a request.
         """
         check_lane(lane)
+        for word, value in (("servable", servable), ("method", method)):
+            if not value:
+                raise InvalidInput(f"the {word} has no name")
+        if rows_per_request is not None and rows_per_request < 1:
+            raise InvalidInput(f"{rows_per_request} rows per request: 1 at least")
         place = Place.of(output)
         if manifest is None and place.local is None:
             raise ConfigurationError(f"{place} is not on this machine: name a folder that is for the job's record")
@@ -355,6 +361,11 @@ def _check_free(folder: Path, output: Place) -> None:
 def _results_place(output: Place, name: str | None, source: Place) -> Place:
     if name is None:
         name = _SUFFIXES.get(kind_of(source), "results/")
+    parts = name.rstrip("/").split("/")
+    if "://" not in name and (not name.strip("/") or name.startswith("/") or not {"", ".", ".."}.isdisjoint(parts)):
+        raise ConfigurationError(f"--results {name!r}: the name of a file in the job's folder, or a URL")
+    if parts[0] in _OWN or parts[0].startswith(MANIFEST):
+        raise ConfigurationError(f"--results {name}: the job has a file of that name itself; take another")
     place = Place(name) if "://" in name else output.within(name)
     check_results(place)
     if place.exists():

@@ -72,7 +72,12 @@ class Chunk:
     def id_of(self, row: int) -> str:
         """The id of a row, made if it brought none."""
         given = self.ids[row - self.first] if self.ids else None
-        return f"row-{row}" if given is None else given
+        return made_id(row) if given is None else given
+
+
+def made_id(row: object) -> str:
+    """The id that is made for a row of this number."""
+    return f"row-{row}"
 
 
 class Failure(NamedTuple):
@@ -242,6 +247,12 @@ class Manifest:
         self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (custom_id, row))
         found: int = self._db.execute('SELECT "row" FROM ids WHERE custom_id = ?', (custom_id,)).fetchone()[0]
         return None if found == row else found
+
+    def has_ids_like(self, pattern: str) -> bool:
+        """Whether an id was taken down that is like this, in SQL's way."""
+        with self._told():
+            found = self._db.execute("SELECT 1 FROM ids WHERE custom_id LIKE ? LIMIT 1", (pattern,)).fetchone()
+        return found is not None
 
     def add_chunk(self, chunk: Chunk) -> None:
         """Takes down rows that were read. Within a transaction."""

@@ -8,7 +8,7 @@ from typing import IO, Any
 import msgspec
 import msgspec.json
 
-from ...schemas.errors import InvalidInput, LimitExceeded, RankmqError, Undecodable
+from ...schemas.errors import InvalidInput, JobStopped, LimitExceeded, RankmqError, Undecodable
 from .places import Place
 from .rows import Row
 
@@ -40,10 +40,17 @@ class JsonLines:
         """See `Rows`."""
         with self._place.open() as file:
             file.seek(position)
-            while line := file.readline(self._most + 1):
-                length = len(line)
-                if length > self._most and not line.endswith(b"\n"):
-                    length += _pass_over(file)
+            while position < self.size:
+                line = file.readline(self._most + 1)
+                length, whole = len(line), line.endswith(b"\n")
+                if long := length > self._most and not whole:
+                    passed, whole = _pass_over(file)
+                    length += passed
+                if not whole and position + length < self.size:
+                    raise JobStopped(
+                        f"{self._place} ends at byte {position + length} of {self.size}: it was cut off meanwhile"
+                    )
+                if long:
                     text = f"a line of {length} bytes: {self._most} are allowed"
                     yield Row(position, position + length, LimitExceeded(text))
                 elif line.strip():
@@ -51,14 +58,14 @@ class JsonLines:
                 position += length
 
 
-def _pass_over(file: IO[bytes]) -> int:
-    """Reads to the end of a line, in pieces; gives how many bytes that were."""
+def _pass_over(file: IO[bytes]) -> tuple[int, bool]:
+    """Reads to the end of a line, in pieces; gives how many bytes that were, and whether the end was there."""
     length = 0
     while piece := file.readline(_PIECE):
         length += len(piece)
         if piece.endswith(b"\n"):
-            break
-    return length
+            return length, True
+    return length, False
 
 
 def _row(position: int, end: int, line: bytes) -> Row:

@@ -68,7 +68,20 @@ def _header(file: IO[bytes], what: str) -> _Header:
     return _Header(dtype, shape, file.tell())
 
 
-def _rows_of(file: IO[bytes], header: _Header, position: int, what: str) -> Iterator[np.ndarray[Any, Any]]:
+@dataclass(slots=True)
+class _Sum:
+    """A checksum over what is read of a file, and what it should come to."""
+
+    expected: int
+    found: int = 0
+
+    def add(self, data: bytes) -> None:
+        self.found = zlib.crc32(data, self.found)
+
+
+def _rows_of(
+    file: IO[bytes], header: _Header, position: int, what: str, crc: _Sum | None = None
+) -> Iterator[np.ndarray[Any, Any]]:
     """The rows of an array from one on; the file's offset is its own until the last of them."""
     count, width = header.shape[0], header.row_bytes
     block = max(1, _BLOCK_BYTES // max(1, width))
@@ -83,10 +96,14 @@ def _rows_of(file: IO[bytes], header: _Header, position: int, what: str) -> Iter
             raise JobStopped(
                 f"{what} ends within row {position + len(data) // max(1, width)}: it was cut off meanwhile"
             )
+        position += rows
+        if crc is not None:
+            crc.add(data)
+            if position == count and crc.found != crc.expected:
+                raise JobStopped(f"{what} is damaged: it has not the checksum that it should have")
         yield from np.frombuffer(data, header.dtype, rows * math.prod(header.shape[1:])).reshape(
             rows, *header.shape[1:]
         )
-        position += rows
 
 
 class ArrayFile:
@@ -158,26 +175,35 @@ class ArrayZip:
             archive = self._open(stack)
             arrays = {}
             for name, header in self._headers.items():
-                file, start = self._member(archive, name, stack)
+                file, start, crc = self._member(archive, name, stack)
                 what = f"{self._place}: array {name!r}"
-                arrays[name] = _rows_of(file, _Header(header.dtype, header.shape, start), position, what)
+                found = _Header(header.dtype, header.shape, start)
+                arrays[name] = _rows_of(file, found, position, what, crc if not position else None)
             nbytes = sum(header.row_bytes for header in self._headers.values())
             for number in range(position, self.size):
                 values = {name: np.asarray(next(rows)) for name, rows in arrays.items()}
                 custom_id = values.pop(_CUSTOM_ID, None)
                 yield Row(number, number + 1, values, nbytes, None if custom_id is None else str(custom_id))
 
-    def _member(self, archive: zipfile.ZipFile, name: str, stack: contextlib.ExitStack) -> tuple[IO[bytes], int]:
-        """A file of an array's own, and where in it the rows begin: in the archive itself if it is not compressed."""
+    def _member(
+        self, archive: zipfile.ZipFile, name: str, stack: contextlib.ExitStack
+    ) -> tuple[IO[bytes], int, _Sum | None]:
+        """A file of an array's own, and where in it the rows begin: in the archive itself if it is not compressed.
+
+        There its checksum is for us to look at, where all of it is read.
+        """
         info = archive.getinfo(name + ".npy") if name + ".npy" in archive.namelist() else archive.getinfo(name)
         start = self._headers[name].start
         if info.compress_type != zipfile.ZIP_STORED:
-            return stack.enter_context(archive.open(info)), start
+            return stack.enter_context(archive.open(info)), start, None
         file = stack.enter_context(self._place.open())
         file.seek(info.header_offset)
         head = file.read(_LOCAL_HEADER)  # whose name and extra field may have other lengths than the central one's
         lengths = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        return file, info.header_offset + _LOCAL_HEADER + lengths + start
+        crc = _Sum(info.CRC)
+        file.seek(info.header_offset + _LOCAL_HEADER + lengths)
+        crc.add(file.read(start))
+        return file, info.header_offset + _LOCAL_HEADER + lengths + start, crc
 
 
 class ArrayFolder:

@@ -132,7 +132,7 @@ def write_folder(place: Place, results: Any) -> None:
         JobStopped: bytes, or no space left.
     """
     for result in results():
-        stem = result.custom_id if _SAFE.fullmatch(result.custom_id) else f"row-{result.row}"
+        stem = result.custom_id if _SAFE.fullmatch(result.custom_id) else f"row-{result.row}~"  # which is nobody's id
         for name, tensor in result.outputs.items():
             array = _array(tensor)
             if array.dtype.kind == "O":

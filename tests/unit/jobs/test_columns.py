@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rankmq.engine.jobs.columns import Columns, Mapped
 from rankmq.schemas.errors import ConfigurationError, InvalidInput, LimitExceeded, RankmqError
-from rankmq.schemas.tensors import DTYPES, Tensor, to_array
+from rankmq.schemas.tensors import DTYPES, Tensor, bfloat16_to_float32, to_array
 
 NAME = st.text(st.characters(codec="ascii", exclude_characters="=:", min_codepoint=33), min_size=1, max_size=8)
 
@@ -86,7 +86,24 @@ def test_numbers_change_their_dtype_where_none_is_lost(numbers: list[int], dtype
             columns.input_of({"x": given_})
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(1e300, "float32"), (1.5, "int32"), (-1, "uint64"), ("a", "int8")])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        *((1e300, "float32"), (1.5, "int32"), (-1, "uint64"), ("a", "int8")),
+        *(((1 << 24) + 1, "float32"), (2049, "float16"), (257, "bfloat16"), (1e39, "bfloat16")),
+    ],
+)
 def test_and_not_where_one_is(value: object, dtype: str) -> None:
     with pytest.raises(InvalidInput):
         Columns([Mapped("x", "x", dtype)], None).input_of({"x": np.array(value)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_floats_are_rounded(dtype: str) -> None:
+    tensor = (
+        Columns([Mapped("x", "x", dtype)], None).input_of({"x": np.array([0.1, np.nan, np.inf, 1e-300])}).values["x"]
+    )
+    assert isinstance(tensor, Tensor)
+    found = to_array(tensor)
+    found = bfloat16_to_float32(found) if dtype == "bfloat16" else found
+    np.testing.assert_allclose(found.astype(np.float64), [0.1, np.nan, np.inf, 0.0], rtol=1e-2)

@@ -21,7 +21,7 @@ from rankmq.engine.jobs.lock import JobLock
 from rankmq.engine.jobs.manifest import Key
 from rankmq.engine.jobs.step import Answer, Asking, Room
 from rankmq.schemas import codec
-from rankmq.schemas.errors import AlreadyRunning, ConfigurationError, JobStopped
+from rankmq.schemas.errors import AlreadyRunning, ConfigurationError, InvalidInput, JobStopped
 from rankmq.schemas.limits import Limits
 from rankmq.schemas.messages import ErrorInfo, InstanceError, Reply
 from rankmq.schemas.plain import array_of
@@ -215,6 +215,29 @@ def test_an_id_that_comes_twice_fails_the_second_time(tmp_path: Path) -> None:
         assert "row 0 already" in failed.message
 
 
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from([None, None, "a", *(f"row-{it}" for it in range(8))]), max_size=9), st.integers(1, 9))
+def test_no_two_rows_share_an_id(ids: list[str | None], packed: int) -> None:
+    """Ids that rows bring may look like those that are made for the others."""
+    lines = [json.dumps({"x": 1} | ({} if it is None else {"custom_id": it})) for it in [*ids, None]]
+    with tempfile.TemporaryDirectory() as name:
+        make(Path(name), lines, rows_per_request=packed)
+        out = Path(name) / "out"
+        for _ in range(2):  # as if it were killed in between
+            with closing(Desk(out)) as desk:
+                for asking in desk.step([], Room(1 if packed < 5 else 9)).asking:
+                    desk.step([answer(asking, {})], Room())
+        with closing(Desk(out)) as desk:
+            while asked := desk.step([], Room(9)).asking:
+                desk.step([answer(it, {}) for it in asked], Room())
+        with closing(Record(out)) as record:
+            done = [it.custom_id for it in record.results()]
+            failed = {it.row for it in record.manifest.failures()}
+    assert len(set(done)) == len(done) == len(lines) - len(failed)
+    assert all(ids[row] is not None for row in failed)  # who brings none has done nothing wrong
+    assert all(ids[row] in ids[:row] or str(ids[row]).startswith("row-") for row in failed)
+
+
 def test_rows_with_a_dtype_and_rows_without_do_not_travel_together(tmp_path: Path) -> None:
     """The engine converts all rows of a request if one has no dtype: a row's result must not depend on its company."""
     typed = '{"x": {"dtype": "float32", "data": 1}}'
@@ -283,6 +306,12 @@ def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
         ({"output": "full"}, "results.jsonl is there already"),
         ({"output": "in.jsonl"}, "is a file: name a folder"),
         ({"results": "out.csv"}, "what kind of file is it"),
+        ({"results": "errors.jsonl"}, "the job has a file of that name itself"),
+        ({"results": "job.sqlite"}, "the job has a file of that name itself"),
+        *(
+            ({"results": it}, "the name of a file in the job's folder")
+            for it in ("", "/", "/r.npz", "../r.npz", "a//r.npz")
+        ),
         ({"output": "memory://somewhere"}, "is not on this machine"),
         ({"output": "nonsense://somewhere", "manifest": "m"}, "no place that fsspec opens"),
         ({"columns": ["=x"]}, "write it as"),
@@ -302,6 +331,16 @@ def test_a_job_that_cannot_be_is_told_before_it_begins(
     with pytest.raises(ConfigurationError, match=said):
         Job.create(given.pop("source"), given.pop("output"), "s", "m", **given)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("servable", "method", "options"), [("", "m", {}), ("s", "", {}), ("s", "m", {"rows_per_request": 0})]
+)
+def test_what_no_job_can_ask_for_is_told(servable: str, method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
+    with pytest.raises(InvalidInput):
+        Job.create(tmp_path / "in.jsonl", tmp_path / "out", servable, method, **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_job_is_told(tmp_path: Path) -> None:

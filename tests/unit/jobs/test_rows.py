@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,6 @@ def array(value: Any) -> Callable[[Path], Path]:
 
 def stored_short(folder: Path) -> Path:
     """An archive that is whole, with an array that is not."""
-    import zipfile
 
     buffer = io.BytesIO()
     np.save(buffer, X)
@@ -262,6 +262,41 @@ def test_a_file_that_is_cut_off_meanwhile_stops_the_job(tmp_path: Path) -> None:
     os.truncate(file, file.stat().st_size - 30)
     with pytest.raises(JobStopped, match="ends within row 8"):
         list(rows.read(0))
+
+
+@given(lines=st.lists(st.integers(0, 40), min_size=2, max_size=12), cut=st.floats(0.0, 1.0, exclude_max=True))
+def test_lines_that_are_cut_off_meanwhile_stop_the_job(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[int], cut: float
+) -> None:
+    """Wherever that is: what was whole comes, and half a line is no row."""
+    file = tmp_path_factory.getbasetemp() / "cut.jsonl"
+    file.write_bytes(b"".join(b"a" * it + b"\n" for it in lines))
+    rows, size = JsonLines(Place.of(file), 16), file.stat().st_size
+    left = int(cut * size)
+    os.truncate(file, left)
+    found: list[Row] = []
+    with pytest.raises(JobStopped, match=f"ends at byte {left} of {size}: it was cut off"):
+        found.extend(rows.read(0))
+    assert all(it.end <= left for it in found)
+
+
+def test_lines_that_are_added_meanwhile_are_no_rows(tmp_path: Path) -> None:
+    file = as_jsonl(tmp_path)
+    rows = opened(file)
+    with file.open("a") as more:
+        more.write('\n{"x": 1}\n')
+    assert [row.custom_id for row in rows.read(0)] == NAMES
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_array_that_is_damaged_stops_the_job(save: Callable[..., None], tmp_path: Path) -> None:
+    file = tmp_path / "rows.npz"
+    save(file, x=np.random.default_rng(1).normal(size=(50_000, 3)))
+    content = bytearray(file.read_bytes())
+    content[-2000] ^= 1  # of the last rows
+    file.write_bytes(content)
+    with pytest.raises(JobStopped, match=r"checksum|CRC|cannot be read on"):
+        list(opened(file).read(0))
 
 
 def test_a_fingerprint_tells_one_input_from_another(tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ def test_bfloat16_becomes_float32(tmp_path: Path) -> None:
 def test_a_file_for_each_row(tmp_path: Path) -> None:
     found = [Result(0, "a", {"y": from_array(Y[0])}), Result(1, "../../b", {"y": from_array(Y[1])})]
     written(tmp_path, "r/", found)
-    assert sorted(it.name for it in (tmp_path / "r").iterdir()) == ["a.npy", "row-1.npy"]
-    assert np.array_equal(np.load(tmp_path / "r" / "row-1.npy"), Y[1])
+    assert sorted(it.name for it in (tmp_path / "r").iterdir()) == ["a.npy", "row-1~.npy"]
+    assert np.array_equal(np.load(tmp_path / "r" / "row-1~.npy"), Y[1])
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.npz", "r.npy", "r.parquet"])
