@@ -22,6 +22,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,7 @@ class _Program:
     def __init__(self, graph: _Graph, rank: Callable[[], Array]) -> None:
         names = [spec.name for spec in graph.info.inputs]
         self.info = graph.info
+        self._takes = [(spec.shape, numpy_dtype(spec.dtype)) for spec in graph.info.inputs]
         self._weights = list(graph.weights.values())
         places = {name: place for place, name in enumerate([*names, *graph.weights])}
         self._steps: list[tuple[str, Callable[..., Array], tuple[int, ...]]] = []
@@ -97,17 +99,17 @@ class _Program:
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """The graph's outputs; see `Executor.run`."""
-        check_inputs(self.info, inputs)
+        if [(array.shape, array.dtype) for array in inputs] != self._takes:
+            check_inputs(self.info, inputs)  # a batch of any size, or what does not fit
         values = [*inputs, *self._weights]
         foreign = values.copy()
-        with np.errstate(all="ignore"):
-            for kind, function, places in self._steps:
-                try:
-                    values.append(function(*[values[place] for place in places]))
-                except GraphFailed as error:
-                    raise GraphFailed(f"{self.info.file}: {error.message}") from None
-                except (ValueError, TypeError, InvalidInput) as error:  # as numpy says that operands do not fit
-                    raise GraphFailed(f"{self.info.file}: {kind}: {str(error).splitlines()[0]}") from error
+        for kind, function, places in self._steps:
+            try:
+                values.append(function(*[values[place] for place in places]))
+            except GraphFailed as error:
+                raise GraphFailed(f"{self.info.file}: {error.message}") from None
+            except (ValueError, TypeError, InvalidInput) as error:  # as numpy says that operands do not fit
+                raise GraphFailed(f"{self.info.file}: {kind}: {str(error).splitlines()[0]}") from error
         return [own(np.asarray(values[place]), foreign) for place in self._outputs]
 
 
@@ -191,6 +193,9 @@ class NumpyExecutor:
     def __init__(self) -> None:
         self._rank = 0
         self._programs: tuple[_Program, ...] = ()
+        # Where numpy does not warn of numbers; to say so in each call takes as long as a small graph.
+        self._quiet = copy_context()
+        self._quiet.run(np.seterr, all="ignore")
 
     def inspect(self, files: Sequence[Path]) -> tuple[GraphInfo, ...]:
         """See `Executor.inspect`."""
@@ -233,7 +238,7 @@ class NumpyExecutor:
 
     def run(self, subgraph: int, inputs: Sequence[Array]) -> list[Array]:
         """See `Executor.run`."""
-        return self._programs[subgraph].run(inputs)
+        return self._quiet.run(self._programs[subgraph].run, inputs)
 
     def close(self) -> None:
         """See `Executor.close`."""
