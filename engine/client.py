@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..schemas import codec
-from ..schemas.errors import ClientClosed, LimitExceeded, ProducerError, ReplyTimeout
+from ..schemas.errors import ClientClosed, ProducerError, ReplyTimeout
 from ..schemas.messages import Reply, ReplyPart, Request, Value
 from .address import BrokerAddress
 from .blobs import BlobStore
@@ -27,13 +27,13 @@ from .client_line import ClientLine
 from .client_stream import Part, Stream
 from .client_terms import Terms, check_id, check_lane
 from .client_values import Instances, Result, result_of, to_wire
+from .message_limit import MESSAGE_OVERHEAD, too_large
 from .topology import DEFAULT_LANE, requests_key
 
 __all__ = ["CancelState", "Client", "Instances", "Part", "Pending", "Result", "Stream"]
 
 _T = TypeVar("_T")
 
-_OVERHEAD = 4096
 """Bytes that a message may take beside its body."""
 
 _FIELDS = 64 * 1024
@@ -304,11 +304,10 @@ class Client:
 
         try:
             if blobs is not None:
-                rows, names = blobs.written(rows, line.max_message - _OVERHEAD - _FIELDS)
+                rows, names = blobs.written(rows, line.max_message - MESSAGE_OVERHEAD - _FIELDS)
                 body = self._encoded(rows, stream=stream)
-            if len(body) + _OVERHEAD > line.max_message:
-                hint = "" if blobs is not None else "; with a blob store large tensors go past it"
-                raise LimitExceeded(f"a request of {len(body)} bytes: the broker takes {line.max_message}{hint}")
+            if len(body) + MESSAGE_OVERHEAD > line.max_message:
+                raise too_large("a request", len(body), line.max_message, blobs=blobs is not None)
             key = requests_key(self.servable, terms.lane)
             asked = Asked(terms.id, key, body, expires, blobs=blobs is not None)
             line.ask(asked, call)

@@ -129,6 +129,12 @@ class Asked:
             return unnamed(self.body) == unnamed(other.body)
         return self.body == other.body
 
+    @property
+    def full(self) -> str:
+        """What is to be said when the broker has refused it too often."""
+        tries = self.refusals + 1
+        return f"the broker refused the request at each of {tries} tries: its queue is at its limit, or not available"
+
     def hold(self) -> None:
         """Its reply is there, and is read on another thread; calls that were cancelled are gone."""
         for call in self.calls:

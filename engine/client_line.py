@@ -37,6 +37,7 @@ from .client_terms import expiration
 from .confirms import Outcome
 from .connection import Channel, Connection, Properties
 from .delivery import Delivery
+from .message_limit import MESSAGE_OVERHEAD, MessageLimit, too_large
 from .references import names_of, outputs_of
 
 __all__ = ["ClientLine"]
@@ -73,7 +74,7 @@ class ClientLine:
         self._book = Book()
         self._teller = Teller()
         self._alone = False
-        self.max_message = 0
+        self.max_message, self._limit = 0, MessageLimit()
         self._thread = threading.Thread(target=self._run, name="rankmq-client", daemon=True)
         self._thread.start()
 
@@ -196,8 +197,8 @@ class ClientLine:
                 self._reached.clear()
                 if self._stop.is_set():
                     return
-                if not connection.closed.done():
-                    why = channel.closed.result()
+                if not connection.closed.done() and connection.max_message == self.max_message:
+                    why = channel.closed.result()  # and not that a message was larger than was known to be allowed
                     refused = isinstance(why, BrokerRefused)
                     self._fail_all(why if refused else ProducerError(f"the broker closed the channel: {why.message}"))
                 await connection.close()
@@ -213,7 +214,9 @@ class ClientLine:
         async for attempt in retry.connecting(patience, self._stop.is_set):
             with attempt:
                 try:
-                    connection = self._connection = await Connection.open(self._address, name="rankmq producer")
+                    connection = self._connection = await Connection.open(
+                        self._address, name="rankmq producer", limit=self._limit
+                    )
                 except BrokerRefused as error:
                     if not self._connected.done():
                         raise
@@ -252,6 +255,9 @@ class ClientLine:
         channel = self._channel
         if channel is None or not channel.is_open:
             return  # sent when the connection is back
+        if len(asked.body) + MESSAGE_OVERHEAD > self.max_message:  # the broker takes less than was known
+            self._finish(asked.id, too_large("a request", len(asked.body), self.max_message, blobs=asked.blobs))
+            return
         properties = Properties(
             message_id=asked.id,
             correlation_id=asked.question,
@@ -283,7 +289,7 @@ class ClientLine:
         """The queue is full, or not up yet after a restart of the broker: again, some times."""
         if asked.refusals == _MOST_REFUSALS:
             asked.over = True
-            self._finish(asked.id, QueueFull(_full(asked)))
+            self._finish(asked.id, QueueFull(asked.full))
             return
         pause = min(_LONGEST_PAUSE_SECONDS, 0.1 * 2**asked.refusals) * random.uniform(0.75, 1.0)
         asked.refusals += 1
@@ -317,7 +323,7 @@ class ClientLine:
     def _timed_out(self, asked: Asked, call: Call) -> None:
         error: RankmqError = ReplyTimeout(f"no reply within {call.seconds:g} s{self._trouble()}")
         if asked.refused and self._channel is not None:
-            error = QueueFull(f"{_full(asked)} within {call.seconds:g} s")
+            error = QueueFull(f"{asked.full} within {call.seconds:g} s")
         self._book.leave(asked, call)
         call.settle(error)
         self._end_if_alone()
@@ -392,8 +398,3 @@ async def _end_tasks() -> None:
     if tasks:
         await asyncio.wait(tasks, timeout=_LAST_WORD_SECONDS)
         await asyncio.sleep(0)  # for those who wait on other threads to hear of it
-
-
-def _full(asked: Asked) -> str:
-    tries = asked.refusals + 1
-    return f"the broker refused the request at each of {tries} tries: its queue is at its limit, or not available"

@@ -37,7 +37,8 @@ from .address import BrokerAddress
 from .amqp_headers import mended
 from .amqp_shortcuts import Shortcuts
 from .channel import Channel, QueueDepth
-from .refusal import refusal
+from .message_limit import MessageLimit
+from .refusal import refusal, refuses_certificate
 
 __all__ = ["Channel", "Connection", "Properties", "QueueDepth", "map_error"]
 
@@ -45,10 +46,6 @@ log = logging.getLogger(__name__)
 
 # pika logs every refused socket with a traceback; what matters of it is in the error that we raise.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
-
-_CERTIFICATE_REFUSED = re.compile(
-    r"ALERT_(CERTIFICATE|BAD_CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)", re.I
-)
 
 Properties = pika.BasicProperties
 _NONE = Properties()
@@ -74,7 +71,7 @@ def map_error(error: BaseException, method: tuple[int, int] | None = None) -> Ra
     ):
         return map_error(error.args[0])
     text = " ".join(str(error).split()) or type(error).__name__
-    if _CERTIFICATE_REFUSED.search(text):
+    if refuses_certificate(text):
         return BrokerRefused("the broker does not take our certificate, or wants one: set tls_cert_file, tls_key_file")
     match error:
         case pika.exceptions.ProbableAuthenticationError() | pika.exceptions.ProbableAccessDeniedError() if (
@@ -184,10 +181,12 @@ class Connection:
 
     Args:
         loop: the loop that it lives on, which is the caller's.
+        limit: what is known of how large a message may be.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: MessageLimit) -> None:
         self.loop = loop
+        self._limit = limit
         self._driver: _Driver | None = None
         self._channels: set[Channel] = set()
         self._reason: RankmqError | None = None
@@ -203,6 +202,7 @@ class Connection:
         patience: float = 0.0,
         heartbeat: int = 10,
         stopped: Callable[[], bool] = lambda: False,
+        limit: MessageLimit | None = None,
     ) -> Connection:
         """Connects, with retries while nobody answers.
 
@@ -212,6 +212,7 @@ class Connection:
             patience: seconds to go on trying; 0 tries once.
             heartbeat: seconds; the broker may ask for less.
             stopped: asked between attempts; True gives up at once.
+            limit: what the caller knows of how large a message may be; more is learned when one is refused.
 
         Raises:
             BrokerUnavailable: nobody answered in time.
@@ -219,11 +220,11 @@ class Connection:
         """
         async for attempt in retry.connecting(patience, stopped):
             with attempt:
-                return await cls._open_once(address, name, heartbeat)
+                return await cls._open_once(address, name, heartbeat, limit or MessageLimit())
         raise AssertionError("unreachable: the policy re-raises")
 
     @classmethod
-    async def _open_once(cls, address: BrokerAddress, name: str, heartbeat: int) -> Connection:
+    async def _open_once(cls, address: BrokerAddress, name: str, heartbeat: int, limit: MessageLimit) -> Connection:
         loop = asyncio.get_running_loop()
         context = address.ssl_context()
         parameters = pika.ConnectionParameters(
@@ -238,7 +239,7 @@ class Connection:
             blocked_connection_timeout=None,
             client_properties={"connection_name": name, "product": "rankmq"},
         )
-        connection = cls(loop)
+        connection = cls(loop, limit)
         opened: asyncio.Future[None] = loop.create_future()
 
         def on_open(driver: AsyncioConnection) -> None:
@@ -291,8 +292,8 @@ class Connection:
 
     @property
     def max_message(self) -> int:
-        """The largest message that the broker takes unless it is told otherwise, in bytes."""
-        return (16 if self.server_version >= (4,) else 128) * 1024 * 1024
+        """The largest message that the broker takes, as far as is known, in bytes."""
+        return self._limit.of(self.server_version)
 
     @property
     def frame_max(self) -> int:
@@ -375,6 +376,7 @@ class Connection:
         method = driver.refused.pop(closed.channel_number, None)
         driver.confirmed.pop(closed.channel_number, None)
         reason = map_error(error, method) if by_broker else _gone(map_error(error))
+        self._limit.learn(reason)
         self._channels.discard(channel)
         channel.ended(reason)
         if vital and by_broker:

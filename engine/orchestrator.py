@@ -20,6 +20,7 @@ from .carriers import Pipelines
 from .catalog import Catalog
 from .connection import Connection
 from .front import Pools
+from .message_limit import MessageLimit
 from .rank_table import RankTable
 from .session import Session
 from .settings import Settings
@@ -99,13 +100,14 @@ class Orchestrator:
 
     async def _serve_sessions(self, pools: _Pools, keeper: BlobKeeper | None, stop: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
-        patience, since, failures = self._settings.connect_timeout, 0.0, 0
+        patience, since, failures, limit = self._settings.connect_timeout, 0.0, 0, MessageLimit()
         while not stop.is_set():
             connection = await Connection.open(
                 self._settings.address(),
                 name=f"rankmq orchestrator {self.name}",
                 patience=patience,
                 stopped=stop.is_set,
+                limit=limit,
             )
             patience, began = self._settings.reconnect_timeout, loop.time()
             try:

@@ -16,6 +16,7 @@ from ..schemas.errors import InvalidInput, RankmqError
 from ..schemas.messages import ReplyPart
 from ..schemas.tensors import Tensor, from_array
 from .delivery import Delivery
+from .message_limit import MESSAGE_OVERHEAD
 
 if TYPE_CHECKING:
     from .open_request import OpenRequest
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 PartSender: TypeAlias = Callable[[Mapping[str, Tensor]], None]
 """Tells what there is so far of one instance's answer; called on the loop."""
 
-_OVERHEAD = 4096
 _ATTEMPTS_OF_A_DELIVERY = 1000
 """Whoever had the request before may have started an instance more than once: none has so often."""
 
@@ -69,7 +69,7 @@ class Parts:
         except RankmqError as error:
             log.info("a part that cannot be sent: %s", error.message, extra={"request": open_.id})
             return
-        if len(body) + _OVERHEAD > self._max_message:
+        if len(body) + MESSAGE_OVERHEAD > self._max_message:
             log.info("a part of %d bytes, which the broker does not take", len(body), extra={"request": open_.id})
             return
         routes = {it.route: it for it in (*open_.followers, open_) if it.reply_to}

@@ -1,10 +1,10 @@
-"""What the broker refuses for want of a permission, in one line that names user, resource and permission. Pure."""
+"""What the broker refuses, in one line: for want of a permission, by user, resource and permission. Pure."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["refusal"]
+__all__ = ["refusal", "refuses_certificate"]
 
 _RESOURCE = re.compile(
     r"(?:(?P<permission>configure|write|read) )?access to (?P<kind>queue|exchange) '(?P<name>.*)' "
@@ -16,6 +16,7 @@ _TOPIC = re.compile(
     r"in vhost '(?P<vhost>.*)' refused for user '(?P<user>.*?)'",
     re.DOTALL,
 )
+_CERTIFICATE = re.compile(r"ALERT_(CERTIFICATE|BAD_CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)", re.I)
 _EITHER = "configure (or read, for where its messages go on to)"
 _PERMISSIONS = {
     (40, 10): _EITHER,  # exchange.declare
@@ -28,6 +29,11 @@ _PERMISSIONS = {
     (60, 70): "read",  # basic.get
 }
 _DECLARE_QUEUE, _BIND, _UNBIND = (50, 10), (50, 20), (50, 50)
+
+
+def refuses_certificate(text: str) -> bool:
+    """Whether TLS's words on a failure mean that the other side does not take our certificate, or wants one."""
+    return _CERTIFICATE.search(text) is not None
 
 
 def refusal(text: str, method: tuple[int, int] | None = None) -> str:

@@ -15,6 +15,7 @@ from ..engine import topology
 from ..engine.confirms import Outcome
 from ..engine.connection import Channel, Connection, Properties
 from ..engine.delivery import Delivery
+from ..engine.message_limit import MESSAGE_OVERHEAD, MessageLimit
 from ..schemas import codec
 from ..schemas.errors import ConnectionLost, LimitExceeded, LockstepError, RankmqError, from_wire
 from ..schemas.messages import (
@@ -48,7 +49,6 @@ log = logging.getLogger(__name__)
 _REGISTER_AGAIN_SECONDS = 1.0
 _BROKER_HEARTBEAT = 30  # seconds: no thread may run while a graph is compiled; the dead are found faster in other ways
 _MESSAGE = Properties(content_type=codec.MSGPACK)
-_OVERHEAD = 4096
 
 
 class RankWork(Protocol):
@@ -160,11 +160,10 @@ class AgentLink:
         plane = self._plane
         message = blobs.written(message if plane is None else plane.placed(message))
         body = codec.encode(message)
-        if len(body) + _OVERHEAD > self._max_message:
+        if len(body) + MESSAGE_OVERHEAD > self._max_message:
             error = LimitExceeded(f"outputs of {len(body)} bytes: the broker takes {self._max_message}")
             info = ErrorInfo(code=error.code, message=error.message, side=error.side)
             body = codec.encode(structs.replace(message, outputs=(), error=info))
-
         if message.epoch == self._epoch:
             self._step = message.step
         results, key = self._results, str(self._config.group)
@@ -179,7 +178,7 @@ class AgentLink:
 
     async def _main(self) -> None:
         config, settings = self._config, self._config.settings
-        patience = settings.connect_timeout
+        patience, limit = settings.connect_timeout, MessageLimit()
         closing: asyncio.Future[Any] = asyncio.ensure_future(self._closing.wait())
         beating: asyncio.Future[Any] = asyncio.ensure_future(self._beat())
         try:
@@ -190,6 +189,7 @@ class AgentLink:
                     patience=patience,
                     heartbeat=_BROKER_HEARTBEAT,
                     stopped=self._closing.is_set,
+                    limit=limit,
                 )
                 patience = settings.reconnect_timeout
                 try:

@@ -16,6 +16,7 @@ from ...schemas import codec
 from ...schemas.errors import BlobMissing, JobStopped, LimitExceeded, RankmqError, RequestError
 from ...schemas.messages import ErrorInfo, Reply, Request
 from ...schemas.tensors import Tensor
+from ..message_limit import MESSAGE_OVERHEAD, too_large
 from ..references import outputs_of
 from .columns import Input
 from .job_blobs import JobBlobs
@@ -25,7 +26,7 @@ from .packing import Packing
 from .reader import Reader
 from .row_ids import RowIds
 from .spool import Spool
-from .step import MESSAGE_OVERHEAD, Answer, Asking, Room, Step, too_large
+from .step import Answer, Asking, Room, Step
 
 __all__ = ["MANIFEST", "SPOOL", "Desk"]
 
@@ -312,7 +313,7 @@ class Desk:
                 Request(servable=spec.servable, method=spec.method, version=spec.version, instances=instances)
             )
             if len(body) + MESSAGE_OVERHEAD > self.max_message:
-                raise too_large(len(body), self.max_message, blobs=self.has_blobs)
+                raise too_large("a row", len(body), self.max_message, blobs=self.has_blobs)
         except RequestError:
             to_try = True
             raise

@@ -19,6 +19,7 @@ from ..client_cancel import tell_cancel
 from ..confirms import Outcome
 from ..connection import Channel, Connection, Properties
 from ..delivery import Delivery
+from ..message_limit import MessageLimit
 from ..references import BLOBS_HEADER
 from .manifest import Key
 from .step import Answer, Asking
@@ -102,6 +103,7 @@ class JobLine:
         blobs: bool,
         patience: float,
         stopped: Callable[[], bool],
+        limit: MessageLimit,
     ) -> JobLine:
         """Connects, and takes up the job's replies.
 
@@ -114,6 +116,7 @@ class JobLine:
             blobs: whether tensors of the replies may be by reference.
             patience: seconds to go on trying while nobody answers.
             stopped: asked between attempts; True gives up.
+            limit: what is known of how large a message may be.
 
         Raises:
             BrokerUnavailable: nobody answers.
@@ -121,7 +124,9 @@ class JobLine:
             AlreadyRunning: somebody else takes the job's replies.
             ConnectionLost: the broker went away again.
         """
-        connection = await Connection.open(address, name=f"rankmq job {job}", patience=patience, stopped=stopped)
+        connection = await Connection.open(
+            address, name=f"rankmq job {job}", patience=patience, stopped=stopped, limit=limit
+        )
         line = cls(connection, job, key, on_answer, folder, blobs=blobs)
         try:
             await line._begin()

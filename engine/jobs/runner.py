@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import sys
 import time
 import uuid
 from collections import deque
@@ -26,6 +24,7 @@ from ...schemas.errors import (
 from ..address import BrokerAddress
 from ..claims import ClaimFolder
 from ..confirms import Outcome
+from ..message_limit import MessageLimit
 from ..topology import requests_key
 from .desk import Desk
 from .line import JobLine
@@ -51,7 +50,6 @@ _MOST_AWAY = 5
 _DRAIN_SECONDS = 5.0
 _CANCEL_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 600.0
-_MOST_SAID = re.compile(r"larger than (?:configured )?max size (\d+)")
 
 
 @dataclass(slots=True)
@@ -106,7 +104,7 @@ class Runner:
         self._heard = time.monotonic()
         self._question = ""
         self._fault: RankmqError | None = None
-        self._most_message = sys.maxsize
+        self._limit = MessageLimit()
 
     def stop(self) -> None:
         """Has it end soon; may be called from any thread."""
@@ -129,7 +127,7 @@ class Runner:
         try:
             while True:
                 line = await self._open(self._timeouts[0 if first else 1])
-                self._desk.max_message = min(line.max_message, self._most_message)
+                self._desk.max_message = line.max_message
                 if line.is_new and not (first and self._desk.counts.runs == 1):
                     self._ask_all_again()
                 first, heard = False, self._heard
@@ -138,9 +136,9 @@ class Runner:
                     if self._folder is not None and ending != "stopped":
                         self._folder.remove()
                     return ending
-                except LimitExceeded as error:
-                    self._most_message = self._smaller(error)
-                    log.warning("%s; connecting again", error.message)
+                except LimitExceeded:
+                    if line.max_message >= self._desk.max_message:  # it is not a matter of what was learned of that
+                        raise
                 except ConnectionLost as error:
                     away = 1 if self._heard > heard else away + 1
                     if away > _MOST_AWAY:
@@ -169,6 +167,7 @@ class Runner:
                     blobs=self._desk.has_blobs,
                     patience=max(0.0, until - time.monotonic()),
                     stopped=lambda: self._stop,
+                    limit=self._limit,
                 )
             except (ConnectionLost, BrokerUnavailable) as error:  # up, and not all of it yet
                 if time.monotonic() >= until or self._stop:
@@ -283,17 +282,6 @@ class Runner:
             self._ready.remove(asking)
             self._sent[asking.key] = _Sent(asking.rows, asking.nbytes, None, time.monotonic())
             self._answers.append(asking.too_large(most, blobs=self._desk.has_blobs))
-
-    def _smaller(self, error: LimitExceeded) -> int:
-        """How large a message may be, after the broker has refused one.
-
-        Raises:
-            LimitExceeded: it is not a matter of that.
-        """
-        said = _MOST_SAID.search(error.message)
-        if said is None or int(said[1]) >= self._most_message:
-            raise error
-        return int(said[1])
 
     def _send(self, line: JobLine) -> None:
         while self._ready and not line.blocked and time.monotonic() >= self._not_before:

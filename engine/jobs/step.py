@@ -5,21 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...schemas import codec
-from ...schemas.errors import LimitExceeded
 from ...schemas.messages import ErrorInfo, Reply
+from ..message_limit import MESSAGE_OVERHEAD, too_large
 from .manifest import Key
 from .spec import Counts
 
-__all__ = ["MESSAGE_OVERHEAD", "Answer", "Asking", "Room", "Step", "too_large"]
-
-MESSAGE_OVERHEAD = 4096
-"""Bytes that a message may take beside its body."""
-
-
-def too_large(nbytes: int, most: int, *, blobs: bool) -> LimitExceeded:
-    """The error of rows that make a message which the broker does not take."""
-    hint = "" if blobs else "; with a blob store large tensors go past it"
-    return LimitExceeded(f"a row of {nbytes} bytes: the broker takes {most}{hint}")
+__all__ = ["Answer", "Asking", "Room", "Step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +52,7 @@ class Asking:
 
     def too_large(self, most: int, *, blobs: bool) -> Answer:
         """What is to be put on record where it does not."""
-        error = too_large(len(self.body), most, blobs=blobs)
+        error = too_large("a row", len(self.body), most, blobs=blobs)
         info = ErrorInfo(code=error.code, message=error.message, side=error.side)
         return Answer(self.key, codec.encode_reply(Reply(error=info)))
 
