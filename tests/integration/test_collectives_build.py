@@ -14,7 +14,14 @@ from types import SimpleNamespace
 import pytest
 from rankmq.workers.collectives import CollectivesUnavailable, SharedGroup, self_test
 from rankmq.workers.collectives import library as compiled
-from rankmq.workers.collectives.build import KEEP, KEEP_DAYS, cache_folder, compile_command, find_compiler
+from rankmq.workers.collectives.build import (
+    KEEP,
+    KEEP_DAYS,
+    cache_folder,
+    calling_thread_library,
+    compile_command,
+    find_compiler,
+)
 from rankmq.workers.collectives.lock import held
 
 COMPILER = find_compiler()
@@ -102,6 +109,11 @@ def test_without_a_compiler_and_without_a_library(tmp_path):
         compiled(tmp_path, environment(PATH="", CXX=""))
     with pytest.raises(CollectivesUnavailable, match="there is no C"):
         compiled(tmp_path, environment(CXX="no-such-compiler"))
+
+
+def test_a_compiler_that_is_no_command(tmp_path):
+    with pytest.raises(CollectivesUnavailable, match=r"CXX is no command \(No closing quotation\): g\+\+ '-O1"):
+        compiled(tmp_path, environment(CXX="g++ '-O1"))
 
 
 @pytest.mark.parametrize(
@@ -235,20 +247,41 @@ def test_a_file_that_is_no_library(tmp_path):
         SharedGroup(tmp_path / "wrong.so")
 
 
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
 def test_the_library_shows_what_others_call_and_nothing_else(cache):
-    """MindSpore loads it beside its own libraries: our names must not meet theirs, but for one that is meant to."""
-    if shutil.which("nm") is None:
-        pytest.skip("needs nm")
-    lines = subprocess.run(
-        ["nm", "--dynamic", "--defined-only", str(compiled(cache))], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    names = {line.split()[2] for line in lines if line.split()[1] == "T"}
+    """MindSpore loads it beside its own libraries: our names must not meet theirs."""
+    names = shown(compiled(cache), "T")
     ours = ("rankmq_", "AllReduce_", "AllGather", "ReduceScatter_", "Broadcast_")
-    instead = "_ZN9mindspore10ThreadPool14ParallelLaunchERKSt8functionIFiPviffEES2_i"
-    assert instead in names
-    names.discard(instead)
     assert {it for it in names if not it.startswith(ours) and it not in ("_init", "_fini")} == set()
     assert {"AllReduce_sum", "AllReduce_sumInferShape", "Broadcast_63InferType", "rankmq_open"} <= names
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_the_one_that_mindspore_finds_first_shows_the_name_that_is_meant_and_no_other(cache):
+    """Not even what is of the C++ library's templates, and weak: all of MindSpore would use ours."""
+    assert shown(calling_thread_library(cache)) == {
+        "_ZN9mindspore10ThreadPool14ParallelLaunchERKSt8functionIFiPviffEES2_i",
+        "rankmq_calling_thread_calls",
+        "rankmq_use_calling_thread",
+    }
+
+
+def shown(library, *kinds):
+    """The names that a library has for others, of some kinds or of all."""
+    command = ["nm", "--dynamic", "--defined-only", str(library)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.split()[2] for line in lines if not kinds or line.split()[1] in kinds}
+
+
+def test_each_of_the_two_is_kept_for_itself(tmp_path, counting):
+    command, notes = counting
+    given = environment(CXX=command)
+    made_long_ago(tmp_path, [400, 300, 200, 100])
+    one = calling_thread_library(tmp_path, given)
+    assert len(list(tmp_path.glob("collectives-*.so"))) == 4  # of another kind: not its business
+    assert one != compiled(tmp_path, given)
+    assert (one, len(notes())) == (calling_thread_library(tmp_path, given), 2)
+    assert calling_thread_library(tmp_path, environment(PATH="", CXX="")) == one
 
 
 def test_nothing_in_it_is_of_this_processor_alone():

@@ -1,8 +1,10 @@
-"""The compiled library of the collectives: made on first use, and kept for all ranks and all later starts.
+"""The compiled libraries: made on first use, and kept for all ranks and all later starts.
 
-Other sources, another compiler or other flags make another library. When one is made, old ones are removed: those that
-nobody has asked for within `KEEP_DAYS`, but for the `KEEP` that were asked for last. Every start of an agent and every
-epoch asks, so that one in use is not among them; should it be all the same, it is made again.
+There are two: the collectives, and what has operators run on the thread that calls them, which must show MindSpore one
+name and nothing else. Other sources, another compiler or other flags make another library. When one is made, old ones
+of its kind are removed: those that nobody has asked for within `KEEP_DAYS`, but for the `KEEP` that were asked for
+last. Every start of an agent and every epoch asks, so that one in use is not among them; should it be all the same, it
+is made again.
 """
 
 from __future__ import annotations
@@ -24,7 +26,16 @@ from pathlib import Path
 from ...schemas.errors import CollectivesUnavailable
 from .lock import held
 
-__all__ = ["KEEP", "KEEP_DAYS", "SOURCES", "cache_folder", "compile_command", "find_compiler", "library"]
+__all__ = [
+    "KEEP",
+    "KEEP_DAYS",
+    "SOURCES",
+    "cache_folder",
+    "calling_thread_library",
+    "compile_command",
+    "find_compiler",
+    "library",
+]
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +43,13 @@ SOURCES = Path(__file__).parent / "native"
 """The folder of the C++ sources."""
 
 KEEP = 3
-"""How many libraries are kept however old they are."""
+"""How many libraries of a kind are kept however old they are."""
 
 KEEP_DAYS = 30
 """For how many days after it was last asked for a library is kept."""
 
+_COLLECTIVES = "collectives"
+_CALLING_THREAD = "calling_thread"  # the name of its sources, too: one of C++, and one for the linker
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
     *("-std=c++17", "-O3", "-fno-trapping-math", "-Wall", "-Wextra"),
@@ -52,7 +65,7 @@ _DAY_SECONDS = 86400.0
 
 
 def library(folder: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The compiled library's path; compiles it if there is none of these sources, this compiler and these flags.
+    """The path of the collectives' library; compiles it if there is none of these sources, compiler and flags.
 
     Any number of processes may ask at once: one of them compiles, which takes some seconds, and the others wait.
 
@@ -63,29 +76,38 @@ def library(folder: Path | None = None, environ: Mapping[str, str] = os.environ)
     Raises:
         CollectivesUnavailable: not on Linux, no compiler, it fails, or the folder cannot be written.
     """
+    return _library(_COLLECTIVES, folder, environ)
+
+
+def calling_thread_library(folder: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The path of the library of `calling_thread.py`; all else as for `library`."""
+    return _library(_CALLING_THREAD, folder, environ)
+
+
+def _library(name: str, folder: Path | None, environ: Mapping[str, str]) -> Path:
     if sys.platform != "linux":
         raise CollectivesUnavailable(f"they are made for Linux, not for {sys.platform}")
     folder = cache_folder(environ) if folder is None else folder
-    sources = _digest(path.name.encode() + b"\0" + path.read_bytes() for path in _files())
+    sources = _digest(path.name.encode() + b"\0" + path.read_bytes() for path in _files(name))
     compiler = find_compiler(environ)
     if compiler is None:
         # What was compiled while there was one, in another stage of a container's build, will do.
-        found = max(folder.glob(f"collectives-{sources}-*.so"), default=None)
+        found = max(folder.glob(f"{name}-{sources}-*.so"), default=None)
         if found is None:
             raise CollectivesUnavailable("there is no C++ compiler: install g++, or set CXX")
         _asked_for(found)
         return found
-    key = _digest([_version(compiler), " ".join(compile_command(compiler[1:], Path())).encode()])
-    path = folder / f"collectives-{sources}-{key}.so"
+    key = _digest([_version(compiler), " ".join(_command(name, compiler[1:], Path())).encode()])
+    path = folder / f"{name}-{sources}-{key}.so"
     if path.is_file():
         _asked_for(path)
         return path
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with held(folder / "collectives.lock", _WAIT_SECONDS):
+        with held(folder / f"{name}.lock", _WAIT_SECONDS):
             if not path.is_file():
-                _compile(compiler, path)
-                _remove_old(path)
+                _compile(name, compiler, path)
+                _remove_old(name, path)
     except TimeoutError:
         raise CollectivesUnavailable(f"another process has been compiling them for {_WAIT_SECONDS:.0f} s") from None
     except OSError as error:
@@ -107,8 +129,15 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def find_compiler(environ: Mapping[str, str] = os.environ) -> list[str] | None:
-    """The command of the C++ compiler: CXX if it is set, else what there is on the PATH; None if there is none."""
-    given = shlex.split(environ.get("CXX", ""))
+    """The command of the C++ compiler: CXX if it is set, else what there is on the PATH; None if there is none.
+
+    Raises:
+        CollectivesUnavailable: CXX is no command.
+    """
+    try:
+        given = shlex.split(environ.get("CXX", ""))
+    except ValueError as error:
+        raise CollectivesUnavailable(f"CXX is no command ({error}): {environ['CXX']}") from None
     for command in [given] if given else [[name] for name in _COMPILERS]:
         found = shutil.which(command[0], path=environ.get("PATH"))
         if found is not None:
@@ -117,19 +146,26 @@ def find_compiler(environ: Mapping[str, str] = os.environ) -> list[str] | None:
 
 
 def compile_command(compiler: Sequence[str], output: Path, flags: Sequence[str] = ()) -> list[str]:
-    """The command that compiles the library.
+    """The command that compiles the collectives.
 
     Args:
         compiler: its command, as `find_compiler` gives it.
         output: the file to make.
         flags: further ones, such as a sanitizer's.
     """
+    return _command(_COLLECTIVES, compiler, output, flags)
+
+
+def _command(name: str, compiler: Sequence[str], output: Path, flags: Sequence[str] = ()) -> list[str]:
     machine = _MACHINE_FLAGS.get(platform.machine(), ())
-    return [*compiler, *_FLAGS, *machine, *flags, "-o", str(output), *(str(path) for path in _files(".cc"))]
+    names = [f"-Wl,--version-script={path}" for path in _files(name, ".map")]
+    sources = [str(path) for path in _files(name, ".cc")]
+    return [*compiler, *_FLAGS, *machine, *names, *flags, "-o", str(output), *sources]
 
 
-def _files(*suffixes: str) -> list[Path]:
-    return sorted(path for path in SOURCES.iterdir() if path.suffix in (suffixes or (".cc", ".h")))
+def _files(name: str, *suffixes: str) -> list[Path]:
+    of_it = (path for path in SOURCES.iterdir() if (path.stem == _CALLING_THREAD) == (name == _CALLING_THREAD))
+    return sorted(path for path in of_it if path.suffix in (suffixes or (".cc", ".h", ".map")))
 
 
 def _digest(parts: Iterator[bytes] | Sequence[bytes]) -> str:
@@ -144,14 +180,14 @@ def _version(compiler: Sequence[str]) -> bytes:
     return done.stdout
 
 
-def _compile(compiler: Sequence[str], path: Path) -> None:
-    for leftover in path.parent.glob("collectives-*.part"):  # of one that was killed: we hold the lock
+def _compile(name: str, compiler: Sequence[str], path: Path) -> None:
+    for leftover in path.parent.glob(f"{name}-*.part"):  # of one that was killed: we hold the lock
         leftover.unlink(missing_ok=True)
     part = path.with_suffix(".part")
     began = time.monotonic()
     try:
         done = subprocess.run(
-            compile_command(compiler, part),
+            _command(name, compiler, part),
             check=False,
             capture_output=True,
             text=True,
@@ -165,7 +201,7 @@ def _compile(compiler: Sequence[str], path: Path) -> None:
         raise CollectivesUnavailable(f"{compiler[0]} took over {_COMPILE_SECONDS:.0f} s to compile them") from None
     finally:
         part.unlink(missing_ok=True)
-    log.info("compiled the collectives in %.1f s: %s", time.monotonic() - began, path)
+    log.info("compiled %s in %.1f s", path, time.monotonic() - began)
 
 
 def _first_error(output: str) -> str:
@@ -180,10 +216,10 @@ def _asked_for(path: Path) -> None:
             os.utime(path)
 
 
-def _remove_old(made: Path) -> None:
+def _remove_old(name: str, made: Path) -> None:
     """Removes libraries that are not needed any more, with what was noted about them; see the top of this file."""
     others: list[tuple[float, Path]] = []
-    for path in made.parent.glob("collectives-*.so"):
+    for path in made.parent.glob(f"{name}-*.so"):
         with suppress(OSError):
             if path != made:
                 others.append((path.stat().st_mtime, path))

@@ -11,7 +11,7 @@ import logging
 import sys
 
 from ...schemas.errors import CollectivesUnavailable
-from .build import library
+from .build import calling_thread_library
 
 __all__ = ["calls", "use_calling_thread"]
 
@@ -39,7 +39,7 @@ def _loaded() -> ctypes.CDLL | None:
         log.debug("MindSpore is there already: operators run as it likes")
         return None
     try:
-        functions = ctypes.CDLL(str(library()), mode=ctypes.RTLD_GLOBAL)
+        functions = ctypes.CDLL(str(calling_thread_library()), mode=ctypes.RTLD_GLOBAL)
     except (CollectivesUnavailable, OSError) as error:
         log.debug("operators run as MindSpore likes: %s", error)
         return None
