@@ -18,7 +18,7 @@ from typing import Any
 # MindSpore's C++ code reads this when it is imported, and writes to the terminal what it also says in its exceptions.
 os.environ.setdefault("GLOG_v", "4")
 
-from .collectives.calling_thread import use_calling_thread  # first: MindSpore's libraries are to find ours
+from .collectives.calling_thread import take_over  # first: MindSpore's libraries are to find ours
 
 # isort: split
 import mindspore as ms
@@ -270,7 +270,7 @@ def _read(file: Path) -> tuple[GraphInfo, GraphFacts]:
 
 @functools.cache
 def _limit_threads(count: int) -> None:
-    if count == 1 and use_calling_thread(True):
+    if count == 1 and take_over(ms):
         return
     ms.device_context.cpu.op_tuning.threads_num(count)  # once in the life of a process; more is refused
 

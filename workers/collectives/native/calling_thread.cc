@@ -3,11 +3,14 @@
 // MindSpore divides an operator's work between the calling thread and threads of its own, and waits for them by yielding.
 // Where ranks have no more than a core each that costs more than it brings: all yield at once, and those who have work to
 // do wait their turn among them. MindSpore has no setting for it. So this library, loaded before MindSpore's, has the
-// function that divides the work under the same name, and the loader finds it first.
+// function that divides the work under the same name, and the loader finds it first. calling_thread.map keeps all else
+// of it to itself.
 
 #include <dlfcn.h>
 
 #include <atomic>
+#include <cstdint>
+#include <cstdio>
 #include <functional>
 
 #define RANKMQ_EXPORT extern "C" __attribute__((visibility("default")))
@@ -22,11 +25,13 @@ constexpr char kName[] = "_ZN9mindspore10ThreadPool14ParallelLaunchERKSt8functio
 std::atomic<bool> g_calling_thread{false};
 std::atomic<uint64_t> g_calls{0};
 
-// MindSpore's own; null where it is not to be found.
+// MindSpore's own; null where it is not to be found, and then said: calling_thread.py has seen that it is there.
 Launch original() {
   static const Launch found = [] {
     void *const core = dlopen("libmindspore_core.so", RTLD_NOLOAD | RTLD_LAZY);
-    return core == nullptr ? nullptr : reinterpret_cast<Launch>(dlsym(core, kName));
+    void *const own = core == nullptr ? nullptr : dlsym(core, kName);
+    if (own == nullptr) fputs("rankmq: MindSpore's own way to divide operators is lost: each takes one core\n", stderr);
+    return reinterpret_cast<Launch>(own);
   }();
   return found;
 }
