@@ -188,13 +188,20 @@ class MindSporeExecutor:
 
     def _compile(self, subgraph: int, rows: int) -> None:
         """Compiles a graph for one number of rows: then nothing need be found out about shapes in a call."""
-        file, info = self._files[subgraph], with_batch(self._infos[subgraph], self._plans[subgraph], rows)
         if (subgraph, rows) not in self._compiled:
-            cell = _cell(file, info, self._rewriting)
-            share(("*",), cell.get_parameters(), self._cells[subgraph].get_parameters(), file)
-            self._compiled[subgraph, rows] = cell
-        with model_errors(file):
-            self._call(subgraph, warm_inputs(info))
+            self._make(subgraph, rows)
+        with model_errors(self._files[subgraph]):
+            self._call(subgraph, warm_inputs(self._info_of(subgraph, rows)))
+
+    def _make(self, subgraph: int, rows: int) -> None:
+        """The graph for one number of rows, over the same parameters; its first call compiles it."""
+        file = self._files[subgraph]
+        cell = _cell(file, self._info_of(subgraph, rows), self._rewriting)
+        share(("*",), cell.get_parameters(), self._cells[subgraph].get_parameters(), file)
+        self._compiled[subgraph, rows] = cell
+
+    def _info_of(self, subgraph: int, rows: int) -> GraphInfo:
+        return with_batch(self._infos[subgraph], self._plans[subgraph], rows)
 
     def _share(self, subgraph: int, others: Iterable[int]) -> None:
         """Has a graph that was not called yet use the parameters of others where they are to be the same."""
@@ -213,10 +220,12 @@ class MindSporeExecutor:
         check_inputs(info, inputs)
         if subgraph in self._failed:
             # A graph in which an operator failed refuses all further calls; a new one with its parameters does not.
-            self._compiled = {key: cell for key, cell in self._compiled.items() if key[0] != subgraph}
             self._cells[subgraph] = _cell(self._files[subgraph], info, self._rewriting, self._cells[subgraph])
             self._failed.discard(subgraph)
             self._share(subgraph, (number for number in range(len(self._cells)) if number != subgraph))
+            for number, rows in list(self._compiled):
+                if number == subgraph:  # the other ranks, where nothing failed, have theirs: both kinds are not mixed
+                    self._make(subgraph, rows)
         try:
             return self._call(subgraph, inputs)
         except MINDSPORE_ERRORS as error:
