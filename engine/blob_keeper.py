@@ -1,11 +1,14 @@
-"""Has blobs deleted that are not needed any more: those that are known to be, after a while, and those of old age."""
+"""Has blobs deleted that are not needed any more: those that are known to be, after a while, and those of old age.
+
+Before it first does it sees whether the store can be used at all. If not, that is said, and no more: it may come back.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from ..schemas.errors import BlobUnavailable
@@ -18,6 +21,7 @@ log = logging.getLogger(__name__)
 _KEEP_SECONDS = 30.0
 """The blobs of an answered request are kept so long: a producer whose connection was cut meanwhile asks once more."""
 
+_TRY_SECONDS = 10.0
 _SWEEP_SECONDS = 3600.0
 _MOST_KEPT = 20_000
 _CLOSE_SECONDS = 10.0
@@ -31,13 +35,22 @@ class BlobKeeper:
         pool: the threads that it is done on.
         age: hours after which a blob is swept up.
         keep: seconds until what is discarded is deleted.
+        on_warning: called with a line if the store cannot be used.
 
     Attributes:
         store: the same.
     """
 
-    def __init__(self, store: BlobStore, pool: Executor, age: float, keep: float = _KEEP_SECONDS) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        pool: Executor,
+        age: float,
+        keep: float = _KEEP_SECONDS,
+        on_warning: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.store = store
+        self._on_warning = on_warning
         self._pool = pool
         self._age = 3600.0 * age
         self._keep = keep
@@ -71,8 +84,24 @@ class BlobKeeper:
         self._deleting.add(deleting)
         deleting.add_done_callback(self._deleting.discard)
 
+    async def _usable(self) -> bool:
+        """Whether the store can be written; says why not."""
+        try:
+            trying = self._loop.run_in_executor(self._pool, self.store.try_out)
+            await asyncio.wait_for(trying, _TRY_SECONDS)
+        except BlobUnavailable as error:
+            why = error.message
+        except TimeoutError:
+            why = f"the blob store has not answered within {_TRY_SECONDS:g} s"
+        else:
+            return True
+        line = f"see the setting blob_store: {why}; until it can be used, tensors that must go through it fail"
+        log.warning("%s", line)
+        self._on_warning(line)
+        return False
+
     async def _sweep(self) -> None:
-        told = False
+        told = not await self._usable()
         while True:
             try:
                 count = await self._loop.run_in_executor(self._pool, self.store.sweep, self._age)

@@ -100,11 +100,22 @@ class BlobStore:
         except FileNotFoundError as missing:  # a folder that is not there yet
             if store.protocol not in _WITH_FOLDERS:
                 raise BlobUnavailable("the blob store cannot be written: there is no such place") from missing
-            store.files.makedirs(store.root, exist_ok=True)
             try:
+                store.files.makedirs(store.root, exist_ok=True)
                 store.files.pipe_file(store.path(name), data)
             except FileNotFoundError as error:
                 raise BlobUnavailable("the blob store cannot be written: there is no such place") from error
+
+    def try_out(self) -> None:
+        """Writes a blob of a few bytes, and deletes it.
+
+        Raises:
+            BlobUnavailable: that cannot be done.
+        """
+        blob = self.write(b"rankmq")
+        store = self._files()
+        with contextlib.suppress(BlobMissing), _typed("written", blob.name):
+            store.files.rm_file(store.path(blob.name))
 
     def read(self, blob: Blob) -> bytes:
         """The bytes of a blob; no more of them are read than the reference says.

@@ -43,6 +43,7 @@ class Orchestrator:
         rank_tables: by servable name and version; ranks on this host where none is given.
         group: the name of its groups among the servables' replicas.
         on_ready: called once, on the loop, when all groups are ready for the first time.
+        on_warning: called on the loop with what whoever starts it should see, a line; the log has it, too.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Orchestrator:
         rank_tables: Mapping[tuple[str, int], RankTable] | None = None,
         group: str = "g0",
         on_ready: Callable[[], None] | None = None,
+        on_warning: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self._catalog = catalog
@@ -66,6 +68,7 @@ class Orchestrator:
         }
         self._group = group
         self._on_ready = on_ready
+        self._on_warning = on_warning
         self._began = time.time()
         self._answers = Answers(3600.0 * settings.remember_hours, settings.remember_bytes)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -88,15 +91,20 @@ class Orchestrator:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = stop = asyncio.Event()
-        store = self._settings.blobs()
         pools = _Pools(self._settings, self._catalog)
         with signals.on_stop(stop.set), pools:
-            keeper = None if store is None else BlobKeeper(store, pools.pools.blobs, self._settings.blob_age)
+            keeper = self._keeper(pools.pools)
             try:
                 await self._serve_sessions(pools, keeper, stop)
             finally:
                 if keeper is not None:
                     await keeper.close()
+
+    def _keeper(self, pools: Pools) -> BlobKeeper | None:
+        store = self._settings.blobs()
+        if store is None:
+            return None
+        return BlobKeeper(store, pools.blobs, self._settings.blob_age, on_warning=self._on_warning)
 
     async def _serve_sessions(self, pools: _Pools, keeper: BlobKeeper | None, stop: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()

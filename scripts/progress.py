@@ -57,6 +57,13 @@ class StartProgress:
         elif not self._live:
             typer.echo(f"{time.monotonic() - self._began:6.1f} s  {text}")
 
+    def warn(self, text: str) -> None:
+        """Shows what does not keep it from starting, on standard error; it stays there."""
+        if self._status is not None:
+            self._status.console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            typer.echo(f"warning: {text}", err=True)
+
     def show(self, progress: Progress) -> None:
         """Shows how far the engine is."""
         if progress.ready:

@@ -120,7 +120,13 @@ def _orchestrate(parent: _Parent, order: dict[str, Any]) -> None:
     )
     settings = _settings(parent, order)
     calm()
-    Orchestrator(catalog, settings, group=order["group"], on_ready=lambda: parent.say(event="ready")).run()
+    Orchestrator(
+        catalog,
+        settings,
+        group=order["group"],
+        on_ready=lambda: parent.say(event="ready"),
+        on_warning=lambda line: parent.say(event="warning", message=line),
+    ).run()
 
 
 def _launch(parent: _Parent, order: dict[str, Any]) -> None:

@@ -70,6 +70,7 @@ class LocalEngine:
         log_dir: a folder for a log file per process; None: standard error.
         group: the name of the groups among the servables' replicas.
         on_progress: called on the loop whenever the start is further.
+        on_warning: called on the loop with a line about what does not keep it from starting.
 
     Raises:
         ServableError: the servables do not fit together.
@@ -84,6 +85,7 @@ class LocalEngine:
         log_dir: Path | None = None,
         group: str = "g0",
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_warning: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.servables = tuple(Catalog(servables))
         self.state_dir = state_folder(settings)
@@ -92,6 +94,7 @@ class LocalEngine:
         self._log_dir = log_dir
         self._group = group
         self._on_progress = on_progress
+        self._on_warning = on_warning
         self._size = sum(_ranks_of(servable) for servable in self.servables)
         self._broker = PrivateBroker(self.state_dir / "broker") if settings.broker_url is None else None
         self._progress = Progress(broker=False, ranks=0, loaded=0, size=self._size, ready=False)
@@ -262,7 +265,7 @@ class LocalEngine:
         restarts = Restarts(f"the process of the {role}", self._settings.max_restarts)
         while True:
             log_file = None if self._log_dir is None else self._log_dir / f"{role}.log"
-            process = LocalProcess(role, log_file=log_file, on_ready=self._on_ready)
+            process = LocalProcess(role, log_file=log_file, on_ready=self._on_ready, on_warning=self._on_warning)
             self._processes[role] = process
             await process.start(self._order(role))
             end = await self._life(process)

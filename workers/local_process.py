@@ -48,12 +48,21 @@ class LocalProcess:
         role: what it is.
         log_file: where what it logs and prints goes; our standard error if None.
         on_ready: called when it serves.
+        on_warning: called with a line that whoever starts it should see.
     """
 
-    def __init__(self, role: Role, *, log_file: Path | None = None, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        role: Role,
+        *,
+        log_file: Path | None = None,
+        on_ready: Callable[[], None],
+        on_warning: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.role = role
         self._log_file = log_file
         self._on_ready = on_ready
+        self._on_warning = on_warning
         self._failure: RankmqError | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -116,6 +125,8 @@ class LocalProcess:
         match word:
             case {"event": "ready"}:
                 self._on_ready()
+            case {"event": "warning", "message": str(message)}:
+                self._on_warning(message)
             case {"event": "failed", "code": str(code), "message": str(message)}:
                 self._failure = from_wire(code, message)
 

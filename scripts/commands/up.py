@@ -70,7 +70,7 @@ def up(
 
     servables = load_servables(paths, version, model_files=model_files or ())
     with StartProgress(live=log_dir is not None) as progress:
-        engine = LocalEngine(servables, settings, log_dir=log_dir, on_progress=progress.show)
+        engine = LocalEngine(servables, settings, log_dir=log_dir, on_progress=progress.show, on_warning=progress.warn)
         asyncio.run(_serve(engine, progress))
 
 

@@ -21,7 +21,7 @@ from rankmq.schemas.messages import Request
 from rankmq.schemas.tensors import from_array
 from rankmq.workers.broker import PrivateBroker
 
-from tests.e2e.cli import rankmq
+from tests.e2e.cli import Service, rankmq
 from tests.e2e.conftest import Start
 from tests.e2e.graphs import WORDS, Graph, op, spec, write_servable
 from tests.e2e.systems import ROLE, ROOT, Role, System, Vhosts, environment, running, wait_until
@@ -336,3 +336,22 @@ def test_what_a_dead_producer_left_is_swept_up(start: Start, tmp_path):
     (store / "notes.txt").write_bytes(b"mine")
     start("blobs", blob_store=f"file://{store}", blob_age=24)
     wait_until(lambda: names(store) == ["notes.txt"], "a sweep")
+
+
+def test_who_starts_an_engine_sees_that_its_store_cannot_be_used(vhosts: Vhosts, tmp_path):
+    """Its logs are elsewhere; and it serves what needs no store."""
+    write(tmp_path / "servables")
+    given = ("--broker-url", vhosts.url(), "--state", tmp_path / "state", "--log-dir", tmp_path / "logs")
+    warning = (
+        "warning: see the setting blob_store: the blob store cannot be written: there is no such place; "
+        "until it can be used, tensors that must go through it fail"
+    )
+    with Service(tmp_path / "up", "up", tmp_path / "servables", *given, blob_store="/proc/nope") as service:
+        service.wait_for("rankmq is up")
+        wait_until(lambda: warning in service.errors, "a warning")
+        done = rankmq("infer", "blobs", "minus", "-i", "x=[1]", "--state", tmp_path / "state")
+        assert done.returncode == 0, done.stderr
+    assert service.errors.count("blob_store") == 1
+    logged = (tmp_path / "logs" / "orchestrator.log").read_text()
+    assert logged.count("see the setting blob_store") == 1
+    assert "not swept" not in logged

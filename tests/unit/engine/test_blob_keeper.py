@@ -17,6 +17,14 @@ class Store:
         self.fails = fails
         self.threads: set[int] = set()
         self.enough = threading.Event()
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def try_out(self) -> None:
+        self.threads.add(threading.get_ident())
+        self.answers.wait(20)
+        if self.fails:
+            raise BlobUnavailable("the blob store cannot be written: no")
 
     def delete(self, names: Sequence[str]) -> None:
         self.threads.add(threading.get_ident())
@@ -37,7 +45,7 @@ async def until(condition) -> None:
             await asyncio.sleep(0.005)
 
 
-def run(store: Store, what, **given: float) -> None:
+def run(store: Store, what, **given) -> None:
     async def main() -> None:
         with ThreadPoolExecutor(2) as pool:
             keeper = BlobKeeper(store, pool, **{"age": 1.0, **given})
@@ -86,8 +94,37 @@ def test_no_more_are_kept_than_there_is_room_for(monkeypatch):
     run(store, what, keep=1000.0)
 
 
+def test_a_store_that_cannot_be_used_is_said_once_with_the_setting_and_swept_all_the_same(caplog):
+    store, told = Store(fails=True), []
+
+    async def what(keeper: BlobKeeper) -> None:
+        await until(store.enough.is_set)
+
+    run(store, what, age=0.00001, on_warning=told.append)
+    assert told == [
+        "see the setting blob_store: the blob store cannot be written: no; "
+        "until it can be used, tensors that must go through it fail"
+    ]
+    assert [it.message for it in caplog.records] == told
+    assert threading.get_ident() not in store.threads
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(blob_keeper, "_TRY_SECONDS", 0.01)
+    store, told = Store(), []
+    store.answers.clear()
+
+    async def what(keeper: BlobKeeper) -> None:
+        await until(lambda: told and store.swept)
+        store.answers.set()
+
+    run(store, what, on_warning=told.append)
+    assert "the blob store has not answered within 0.01 s" in told[0]
+
+
 def test_it_sweeps_again_and_again_whatever_comes_of_it(caplog):
     store = Store(fails=True)
+    store.try_out = lambda: None
 
     async def what(keeper: BlobKeeper) -> None:
         await until(store.enough.is_set)

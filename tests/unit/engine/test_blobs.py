@@ -7,6 +7,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -117,6 +118,22 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(BlobUnavailable, match="cannot be written: Not a directory") as caught:
         store.write(b"abc")
     assert str(tmp_path) not in str(caught.value), "a place is told to producers"
+
+
+def test_a_folder_that_cannot_be_made_since_there_is_none_above_it():
+    store = BlobStore("/proc/nope/store")
+    for what in (lambda: store.write(b"abc"), store.try_out):
+        with pytest.raises(BlobUnavailable, match="cannot be written: there is no such place"):
+            what()
+
+
+def test_it_is_tried_out_and_nothing_is_left(store, url, monkeypatch):
+    store.try_out()
+    assert listed(url) == []
+    for kind in (MemoryFileSystem, LocalFileSystem):
+        monkeypatch.setattr(kind, "rm_file", _refuse)
+    with pytest.raises(BlobUnavailable, match="cannot be written: Permission denied"):
+        store.try_out()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("s3://key:secret@bucket")])
