@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ..schemas.errors import ServableError
+from ..schemas.errors import ServableError, StageFailed
 
-__all__ = ["Caller", "call_with", "current_caller", "use_caller"]
+__all__ = ["Caller", "call_with", "current_caller", "send_part_for_caller", "use_caller"]
 
 _Result = TypeVar("_Result")
 
@@ -44,6 +46,9 @@ class Caller(Protocol):
 
         Args:
             outputs: by name.
+
+        Raises:
+            StageFailed: one cannot be sent, or what runs takes several instances at a time.
         """
         ...
 
@@ -83,3 +88,22 @@ def call_with(args: tuple[Any, ...], call: Callable[[tuple[Any, ...]], tuple[Any
     """One call: a single output is given as itself, several as a tuple."""
     outputs = call(args)
     return outputs[0] if len(outputs) == 1 else outputs
+
+
+def send_part_for_caller(outputs: Mapping[str, Any]) -> None:
+    """What `register.send_part` does, for it alone: an error names the line that has called that.
+
+    Args:
+        outputs: by name.
+
+    Raises:
+        ServableError: no request is being served here.
+        StageFailed: see `Caller.send_part`.
+    """
+    caller = current_caller("register.send_part")
+    try:
+        caller.send_part(outputs)
+    except StageFailed as error:
+        frame = sys._getframe(2)
+        place = f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
+        raise StageFailed(f"{place}: send_part: {error.message}") from error

@@ -117,4 +117,11 @@ def outputs_of_part(given: Any) -> dict[str, Tensor]:
     """
     if not isinstance(given, Mapping) or not all(isinstance(name, str) and name for name in given):
         raise InvalidInput(f"a part is a dict of named outputs, not {type(given).__name__}")
-    return {name: from_array(np.array(value)) for name, value in given.items()}
+    return {name: _tensor(name, value) for name, value in given.items()}
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return from_array(np.array(value))
+    except RankmqError as error:
+        raise type(error)(f"output {name}: {error.message}") from error

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from .caller import call_with, current_caller
+from .caller import call_with, current_caller, send_part_for_caller
 from .declaration import current_declaration
 from .loop import loop_of
 from .servable import MethodCall, Model, Pipeline
@@ -299,10 +299,9 @@ def send_part(**outputs: Any) -> None:
 
     Raises:
         ServableError: no request is being served here.
-        StageFailed: the stage takes several instances at a time.
-        InvalidInput: an output that cannot be sent.
+        StageFailed: an output that cannot be sent, or the stage takes several instances at a time.
     """
-    current_caller("register.send_part").send_part(outputs)
+    send_part_for_caller(outputs)
 
 
 def declare_model(

@@ -51,9 +51,13 @@ class ThreadCaller:
     def send_part(self, outputs: Mapping[str, Any]) -> None:
         """Tells what there is of the instance's answer so far, where that was asked for."""
         if self._several:
-            raise StageFailed("send_part: this stage takes several instances at a time, and a part is one instance's")
+            raise StageFailed("this stage takes several instances at a time, and a part is one instance's")
         if self._context.parts:
-            (send,), part = self._context.parts, outputs_of_part(outputs)
+            (send,) = self._context.parts
+            try:
+                part = outputs_of_part(outputs)
+            except RankmqError as error:  # not the sender's fault
+                raise StageFailed(error.message) from error
             self._ports.on_loop(lambda: send(part))
 
     def call_method(self, servable: str, version: int, method: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ def told(x):
     return x
 
 def told_together(xs):
-    register.send_part(n=1)
+    register.send_part(n=1)  # in told_together
     return xs
 
 @register.register_method(output_names=["y"])
@@ -34,9 +34,12 @@ def tell(x):
 def tell_together(x):
     return register.add_stage(told_together, x, batch_size=0)
 
+def nonsense(x):
+    register.send_part(y=object())  # in nonsense
+
 @register.register_method(output_names=["y"])
 def tell_nonsense(x):
-    return register.add_stage(lambda x: register.send_part(y=object()), x)
+    return register.add_stage(nonsense, x)
 
 tell_ = PipelineServable("matmul", "tell")
 
@@ -45,6 +48,11 @@ def talk(x):
     y = tell_.run(x)
     register.send_part(last=y)
     return y
+
+@register.register_pipeline(output_names=["y"])
+def talk_nonsense(x):
+    register.send_part(n=object())  # in talk_nonsense
+    return x
 """
 
 
@@ -84,10 +92,19 @@ def test_nobody_asked_or_nobody_can_be_told(edge):
 
 def test_a_stage_of_several_and_what_cannot_be_sent_fail(edge):
     together = edge.ask("tell_together", {"x": ROW})
-    nonsense = edge.ask("tell_nonsense", {"x": ROW}, stream=True)
+    nonsense = [edge.ask(name, {"x": ROW}, stream=True) for name in ("tell_nonsense", "talk_nonsense")]
     edge.run()
-    assert error_of(together)[0] == "stage_failed"
-    assert error_of(nonsense)[0] == "invalid_input"
+    # Whoever reads the error finds the line; and it is not the fault of who sent the request.
+    lines = (MODEL + TELLING).splitlines()
+    for fate, function, what in (
+        (together, "told_together", "this stage takes several instances at a time"),
+        (nonsense[0], "nonsense", "output y: "),
+        (nonsense[1], "talk_nonsense", "output n: "),
+    ):
+        line = next(number for number, text in enumerate(lines, 1) if text.endswith(f"# in {function}"))
+        code, message = error_of(fate)
+        assert code == "stage_failed"
+        assert message.startswith(f"{function} (servable_config.py:{line}): send_part: {what}")
 
 
 def test_the_same_request_from_two_queues_is_told_to_both(tmp_path):
