@@ -78,6 +78,10 @@ class InputPlan:
         """The shape of one row, as a producer gives it; -1 stands for any size."""
         return self.spec.shape[1:] if self.batched else self.spec.shape
 
+    def __str__(self) -> str:
+        name = f" ({self.spec.name[:60]})" if self.spec.name else ""
+        return f"input {self.index}{name} of subgraph {self.subgraph}"
+
     @property
     def axis(self) -> int | None:
         """The graph's axis along which it is sharded, None where every rank gets it whole."""
@@ -108,8 +112,8 @@ class InputPlan:
             size = value.shape[self.axis - self.batched]
             if size % ranks:
                 raise InvalidInput(
-                    f"input {self.index} of subgraph {self.subgraph} is divided over {ranks} ranks along axis "
-                    f"{self.axis}: size {size} is no multiple of {ranks}"
+                    f"{self} is divided over {ranks} ranks along axis {self.axis}: "
+                    f"size {size} is no multiple of {ranks}"
                 )
         return value
 
@@ -148,13 +152,11 @@ class InputPlan:
         except InvalidInput:
             name = str(value.dtype)[:40]
         takes = describe(self.spec.dtype, self.row_shape)
-        return InvalidInput(
-            f"input {self.index} of subgraph {self.subgraph} takes {takes}, got {describe(name, value.shape)}"
-        )
+        return InvalidInput(f"{self} takes {takes}, got {describe(name, value.shape)}")
 
     def _lost(self, value: Array) -> InvalidInput:
         return InvalidInput(
-            f"input {self.index} of subgraph {self.subgraph} takes {describe(self.spec.dtype, self.row_shape)}: "
+            f"{self} takes {describe(self.spec.dtype, self.row_shape)}: "
             f"values from {value.min()} to {value.max()} do not fit"
         )
 

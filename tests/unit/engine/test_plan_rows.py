@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from msgspec import structs
 from rankmq.engine.layouts import Replicate, Shard
 from rankmq.engine.plan import make_plan
 from rankmq.schemas.errors import InvalidInput
@@ -47,7 +50,15 @@ def test_the_refusal_says_what_is_taken_and_what_came():
     with pytest.raises(InvalidInput) as caught:
         plan.check_row((np.ones((128, 96)),), lenient=False)
 
-    assert str(caught.value) == "input 0 of subgraph 1 takes float32 (128, 96), got float64 (128, 96)"
+    assert str(caught.value) == "input 0 (x) of subgraph 1 takes float32 (128, 96), got float64 (128, 96)"
+
+
+def test_an_input_without_a_name_is_refused_by_its_number():
+    one = plan_of(((3,), "int32")).inputs[0]
+    unnamed = replace(one, spec=structs.replace(one.spec, name=""))
+
+    with pytest.raises(InvalidInput, match=r"^input 0 of subgraph 1 takes "):
+        unnamed.check(np.ones(3), 1, lenient=False)
 
 
 @pytest.mark.parametrize("lenient", [False, True])
@@ -129,7 +140,7 @@ def test_plain_numbers_are_converted_where_nothing_is_lost(value, dtype, expecte
     ],
 )
 def test_plain_numbers_that_do_not_fit_are_refused(value, dtype):
-    with pytest.raises(InvalidInput, match="input 0 of subgraph 1 takes"):
+    with pytest.raises(InvalidInput, match=r"input 0 \(x\) of subgraph 1 takes"):
         plan_of(((-1,), dtype)).check_row((from_plain(value),), lenient=True)
 
 
