@@ -11,7 +11,7 @@ from ..schemas.errors import InstancesFailed, InvalidInput, ProducerError, Rankm
 from ..schemas.messages import Reply, Value
 from ..schemas.tensors import Tensor, from_array, to_array
 
-__all__ = ["Instances", "Result", "result_of", "rows_of", "to_wire"]
+__all__ = ["Instances", "Result", "failures_of", "result_of", "rows_of", "to_wire"]
 
 Instances = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 Result = list[dict[str, np.ndarray[Any, Any]]]
@@ -77,8 +77,16 @@ def result_of(reply: Reply) -> Result:
     rows = rows_of(reply)
     good: Result = [row for row in rows if not isinstance(row, RankmqError)]
     if len(good) < len(rows):
-        first = next(row for row in rows if isinstance(row, RankmqError))
-        raise InstancesFailed(
-            f"{len(rows) - len(good)} of {len(rows)} instances failed; the first: {first.message}", rows
-        )
+        raise InstancesFailed(failures_of(rows), rows)
     return good
+
+
+def failures_of(rows: Sequence[Any]) -> str:
+    """How many of a request's instances failed, and how the first of them did.
+
+    Args:
+        rows: per instance what became of it; one of them at least is an error.
+    """
+    failed = [(index, row.message) for index, row in enumerate(rows) if isinstance(row, RankmqError)]
+    index, message = failed[0]
+    return f"{len(failed)} of {len(rows)} instances failed; the first, instance {index}: {message}"

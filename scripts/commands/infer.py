@@ -139,6 +139,7 @@ def infer(
 
 
 def _show(rows: list[dict[str, Any] | RankmqError], reply: Reply, output: str | None, as_list: bool) -> None:
+    from ...engine.client_values import failures_of
     from ...schemas.errors import InstancesFailed, RankmqError
     from ..show import console, outputs_table
     from ..values import json_text, write_outputs
@@ -159,4 +160,4 @@ def _show(rows: list[dict[str, Any] | RankmqError], reply: Reply, output: str | 
     if len(errors) == len(rows) == 1:
         raise errors[0]
     if errors:
-        raise InstancesFailed(f"{len(errors)} of {len(rows)} instances failed; the first: {errors[0].message}", [])
+        raise InstancesFailed(failures_of(rows), [])

@@ -62,11 +62,16 @@ def test_every_row_has_its_outputs_or_its_error(failing):
     for index, (failed, row) in enumerate(zip(failing, rows, strict=True)):
         assert isinstance(row, StageFailed) if failed else row["y"] == index
     if any(failing):
-        with pytest.raises(InstancesFailed, match=f"{sum(failing)} of {len(failing)}") as caught:
+        with pytest.raises(InstancesFailed, match=_failed(failing)) as caught:
             result_of(reply)
         assert [isinstance(row, StageFailed) for row in caught.value.results] == failing
     else:
         assert [row["y"] for row in result_of(reply)] == list(range(len(failing)))
+
+
+def _failed(failing):
+    first = failing.index(True)
+    return f"^{sum(failing)} of {len(failing)} instances failed; the first, instance {first}: {FAILED.message}$"
 
 
 def test_a_request_that_failed_as_a_whole_raises_its_error():
