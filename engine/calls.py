@@ -108,8 +108,13 @@ class Calls(RunPorts):
                 turns=turns,
             )
 
+        def given(session: Session | None) -> None:
+            context.tally.for_slots -= 1
+            run(session)
+
         if driver.servable.slots and context.sessions is not None and context.life.over is None:
-            context.sessions.use(driver, run)
+            context.tally.for_slots += 1
+            context.sessions.use(driver, given)
         else:
             run(None)
 

@@ -134,6 +134,12 @@ class OpenRequest:
         kept = (it.get("count") for it in deaths_of(headers) if str(it.get("queue")).startswith(_KEPT))
         return sum(it for it in (1, count, *kept) if isinstance(it, int))
 
+    @property
+    def waits_for_slots(self) -> bool:
+        """Whether it has not come further than to wait for slots on the ranks."""
+        tally = self.context.tally if self.context is not None else None
+        return tally is not None and not tally.calls and 0 < self.left == tally.for_slots
+
     def stats(self, now: float) -> Stats:
         """Where its time went until now."""
         tally = self.context.tally if self.context is not None else None

@@ -27,10 +27,12 @@ class Tally:
     Attributes:
         calls: subgraph calls.
         seconds: waiting for them, summed over the calls.
+        for_slots: instances that wait for a slot now.
     """
 
     calls: int = 0
     seconds: float = 0.0
+    for_slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,8 +258,10 @@ class Service:
 
     def tick(self) -> None:
         """Time passed: what is past its deadline is given up."""
-        for open_ in self._deadlines.due(self._clock()):
-            self._give_up(open_, DeadlineExceeded("its deadline passed before it was done"))
+        # Those that are given up leave their slots to others, which may be past theirs as well.
+        for open_, in_vain in [(it, it.waits_for_slots) for it in self._deadlines.due(self._clock())]:
+            when = "while it waited for a slot" if in_vain else "before it was done"
+            self._give_up(open_, DeadlineExceeded(f"its deadline passed {when}"))
         following = self._deadlines.next()
         if following is not None:
             self._ports.wake_at(following)
