@@ -42,7 +42,7 @@ def _group(group: GroupStatus) -> list[Any]:
         names = f"subgraphs {', '.join(group.subgraphs)}; methods {', '.join(group.methods)}"
         parts.append(f"  [dim]{escape(names)}[/]")
     if group.slots:
-        parts.append(f"  {group.slots_held} of {group.slots} slots held, {group.slots_waiting} requests wait for one")
+        parts.append(f"  {group.slots_held} of {group.slots} slots held, {group.slots_waiting} instances wait for one")
     if group.forming is not None and group.state != "standby":
         missing = f"ranks {_ranges(group.forming.missing)} are missing; " if group.forming.missing else ""
         parts.append(f"  [yellow]{missing}{escape(group.forming.reason)}[/]")

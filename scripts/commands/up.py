@@ -11,7 +11,7 @@ import typer
 from ..options import Paths, Version, with_settings
 
 if TYPE_CHECKING:
-    from ...engine.servable import Servable
+    from ...engine.servable import Method, Pipeline, Servable
     from ...engine.settings import Settings
     from ...workers.local import LocalEngine
 
@@ -107,11 +107,17 @@ def _print(engine: LocalEngine) -> None:
         for name, inputs, outputs, kind in _callable(servable):
             out.print(f"    {name}({inputs}) -> {outputs}{kind}")
     example = engine.servables[0]
-    name, inputs, _, _ = _callable(example)[-1]
-    given = " ".join(f"-i {it}=..." for it in inputs.split(", ") if it)
+    first = _first(example)
+    given = " ".join(f"-i {it}=..." for it in first.input_names)
     default = state_folder(engine.settings.model_copy(update={"state_dir": None}))
     state = "" if engine.state_dir == default else f" --state {folder}"
-    out.print(f"call it with: rankmq infer {example.name} {name} {given}{state}; stop with Ctrl-C", style="dim")
+    out.print(f"call it with: rankmq infer {example.name} {first.name} {given}{state}; stop with Ctrl-C", style="dim")
+
+
+def _first(servable: Servable) -> Method | Pipeline:
+    """What a person would call first: the first pipeline, or the first method where there is none."""
+    found: list[Method | Pipeline] = [*servable.pipelines.values(), *servable.methods.values()]
+    return found[0]
 
 
 def _callable(servable: Servable) -> list[tuple[str, str, str, str]]:

@@ -47,6 +47,7 @@ def test_it_says_what_can_be_called(up: Service, state: Path):
     assert "with 10 ranks" in up.output
     assert "predict(x, y) -> x, z  (pipeline)" in up.output
     assert "double(x) -> y" in up.output
+    assert "call it with: rankmq infer matmul predict -i x=... -i y=... --state" in up.output
     assert f"state   {state}" in up.output
     assert "10 of 10 ranks" in up.output or "ready" in up.output
 

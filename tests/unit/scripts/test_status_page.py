@@ -59,7 +59,7 @@ def test_why_a_group_is_not_ready_is_there(capsys):
 
 def test_slots_are_shown_where_there_are_some(capsys):
     show([status(group("small", slots=8, slots_held=3, slots_waiting=2))])
-    assert "3 of 8 slots held, 2 requests wait for one" in capsys.readouterr().out
+    assert "3 of 8 slots held, 2 instances wait for one" in capsys.readouterr().out
     show([status(group("small"))])
     assert "slots" not in capsys.readouterr().out
 
