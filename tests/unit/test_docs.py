@@ -4,13 +4,14 @@ import inspect
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 import typer.main
+from rankmq.engine import distributed, register
 from rankmq.engine.loader import load_servable
 from rankmq.engine.settings import Settings
 from rankmq.schemas import codec
@@ -147,6 +148,28 @@ def test_the_first_servable_loads(tmp_path: Path) -> None:
     assert set(servable.methods) == {"double", "halve"}
     assert set(servable.pipelines) == {"grow"}
     compile(export, "export.py", "exec")
+
+
+def test_the_page_for_authors_has_two_servables_that_load(tmp_path: Path) -> None:
+    _, *lessons, tally = blocks((ROOT / "docs" / "servables.md").read_text(), "python")
+    for name, text in (("lessons", "\n\n".join(lessons)), ("tally", tally)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "servable_config.py").write_text(text)
+    found = [load_servable(tmp_path, name, require_models=False) for name in ("lessons", "tally")]
+    assert [(set(it.methods), set(it.pipelines)) for it in found] == [
+        ({"project", "plain", "climb", "look_up"}, {"settle"}),
+        ({"begin", "add"}, {"add_up"}),
+    ]
+
+
+@pytest.mark.parametrize("word", [distributed.declare_servable, distributed.subgraph, register.repeat])
+def test_every_word_of_a_configuration_is_in_the_documents_for_authors(word: Callable[..., Any]) -> None:
+    """On the page for authors, and word by word for those who come from MindSpore Serving."""
+    for name in ("servables.md", "from-mindspore-serving.md"):
+        text = (ROOT / "docs" / name).read_text()
+        for parameter in inspect.signature(word).parameters:
+            if parameter not in ("args", "tag", "file", "enable_pipeline_infer", "communication"):
+                assert parameter in text, f"{parameter} of {word.__name__} is not in {name}"
 
 
 # --------------------------------------------------------------------------------------------------------- the protocol
