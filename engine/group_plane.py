@@ -1,4 +1,7 @@
-"""The shared memory of one group, epoch by epoch: offered when the group forms, used if all ranks could open it."""
+"""The shared memory of one group, epoch by epoch: offered when the group forms, used if all ranks could open it.
+
+Where one of them could not, it is given back at once, and the log says why: once for a reason, and not in every epoch.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +10,37 @@ import logging
 from msgspec import structs
 
 from ..schemas.errors import RankmqError
-from ..schemas.messages import Form, RankReply, Ready
+from ..schemas.messages import Form, GroupId, RankReply, Ready
 from .plane import PlaneReader, PlaneWriter
-from .shared_file import SharedFile
+from .shared_file import ELSEWHERE, SharedFile, why_not
 
 __all__ = ["GroupPlane"]
 
 log = logging.getLogger(__name__)
 
 _LEAST_BYTES = 1024 * 1024
+"""What is worth having, unless less is wanted."""
 
 
 class GroupPlane:
     """The orchestrator's end.
 
     Args:
-        size: how many ranks the group has.
+        group: whose.
+        size: how many ranks it has.
         nbytes: how much memory to share for what goes to the ranks; for what comes back as much in all. 0: none.
     """
 
-    def __init__(self, size: int, nbytes: int) -> None:
+    def __init__(self, group: GroupId, size: int, nbytes: int) -> None:
+        self._group = group
         self._size = size
         self._nbytes = nbytes
         self._epoch = -1
         self._own: SharedFile | None = None
         self._ready: set[int] = set()
-        self._without: set[int] = set()
+        self._without: dict[int, str] = {}  # by rank, why
         self._results: dict[int, SharedFile] = {}
-        self._told = False
+        self._told: set[str] = set()
 
     def offer(self, form: Form) -> Form:
         """The message to a rank, with the memory that it may open; one memory for all ranks of an epoch."""
@@ -44,17 +50,16 @@ class GroupPlane:
             self._own = self._make()
         if self._own is None:
             return form
-        return structs.replace(form, plane=self._own.name, plane_bytes=max(_LEAST_BYTES, self._nbytes // self._size))
+        each = max(min(_LEAST_BYTES, self._nbytes), self._nbytes // self._size)
+        return structs.replace(form, plane=self._own.name, plane_bytes=each)
 
     def _make(self) -> SharedFile | None:
-        if self._nbytes < _LEAST_BYTES:
+        if not self._nbytes:
             return None
         try:
-            return SharedFile.make(self._nbytes, least=_LEAST_BYTES)
+            return SharedFile.make(self._nbytes, least=min(_LEAST_BYTES, self._nbytes))
         except OSError as error:
-            if not self._told:
-                self._told = True
-                log.warning("no shared memory for tensors (%s): they go through the broker", error.strerror or error)
+            self._tell("", why_not(error))
             return None
 
     def accept(self, ready: Ready) -> None:
@@ -63,20 +68,36 @@ class GroupPlane:
             return
         self._ready.add(ready.rank)
         try:
-            self._results[ready.rank] = SharedFile.open(ready.plane)
-            self._results[ready.rank].unlink()
-        except OSError:
-            self._without.add(ready.rank)
+            if ready.plane:
+                self._results[ready.rank] = SharedFile.open(ready.plane)
+                self._results[ready.rank].unlink()
+            else:
+                self._without[ready.rank] = ready.no_plane or "it has none"
+        except OSError as error:
+            self._without[ready.rank] = why_not(error)
         if len(self._ready) == self._size:
             self._own.unlink()  # nobody else is to open it, and nothing is left of it should we be killed
 
     def writer(self) -> PlaneWriter | None:
-        """For what goes to the ranks, once all are ready; None where one of them is elsewhere."""
-        if self._own is None or self._without or len(self._ready) < self._size:
-            if self._without:
-                log.info("rank %s is on another host: tensors go through the broker", sorted(self._without))
+        """For what goes to the ranks, once all are ready; None where one of them is without."""
+        if self._own is None or len(self._ready) < self._size:
+            return None
+        if self._without:
+            for reason in dict.fromkeys(self._without.values()):
+                ranks = [str(rank) for rank, why in sorted(self._without.items()) if why == reason]
+                self._tell(f"rank {', '.join(ranks)} of ", reason)
+            self._own.release()
+            self._own = None
             return None
         return PlaneWriter(self._own.memory)
+
+    def _tell(self, whom: str, reason: str) -> None:
+        if reason not in self._told:
+            self._told.add(reason)
+            level = logging.INFO if reason == ELSEWHERE else logging.WARNING
+            log.log(
+                level, "no shared memory with %s%s: %.300s; tensors go through the broker", whom, self._group, reason
+            )
 
     def read(self, reply: RankReply) -> RankReply:
         """A reply with all its tensors.

@@ -93,7 +93,7 @@ class GroupLink(GroupPorts):
         plane_bytes: int,
         blobs: Callable[[int, Callable[[], None]], StepBlobs] | None = None,
     ) -> None:
-        self._plane = GroupPlane(rules.size, plane_bytes)
+        self._plane = GroupPlane(group, rules.size, plane_bytes)
         self._channel: Channel | None = None
         self._lease: Lease | None = None
         self._owner = owner

@@ -7,17 +7,24 @@ next one to make a file sweeps it away.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
 import secrets
+import sys
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["FOLDER", "SharedFile"]
+from .memory_share import share_of
+
+__all__ = ["ELSEWHERE", "FOLDER", "SharedFile", "why_not"]
 
 FOLDER = Path("/dev/shm")
 _PREFIX = "rankmq-plane-"
+
+ELSEWHERE = "on another host, or in another container"
+"""Why there is none where it is nobody's fault."""
 
 
 class SharedFile:
@@ -27,28 +34,34 @@ class SharedFile:
         path: of the file.
         file: its descriptor, locked.
         size: of the memory, in bytes.
+        is_ours: whether we have made it.
     """
 
-    def __init__(self, path: Path, file: int, size: int) -> None:
+    def __init__(self, path: Path, file: int, size: int, *, is_ours: bool) -> None:
         self.name = path.name
         self.size = size
         self.memory = memoryview(mmap.mmap(file, size))
         self._path = path
         self._file = file
+        self._is_ours = is_ours
 
     @classmethod
-    def make(cls, size: int, *, least: int, folder: Path = FOLDER) -> SharedFile:
-        """Makes one of zeros; where there is no room for it, a smaller one.
+    def make(cls, size: int, *, least: int, among: int = 1, folder: Path = FOLDER) -> SharedFile:
+        """Makes one of zeros; a smaller one where others would have too little room beside it (see `share_of`).
 
         Args:
             size: wanted, in bytes.
             least: what is worth having.
+            among: how many processes make one of this kind.
             folder: where.
 
         Raises:
             OSError: there is no room, or no such folder.
         """
         _sweep(folder)
+        size = share_of(size, least, _free(folder), among)
+        if not size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         path = folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -56,7 +69,7 @@ class SharedFile:
             while True:
                 try:
                     os.posix_fallocate(file, 0, size)  # now, and not as a bus error at some later write
-                    return cls(path, file, size)
+                    return cls(path, file, size, is_ours=True)
                 except OSError:
                     os.ftruncate(file, 0)
                     size //= 2
@@ -83,7 +96,7 @@ class SharedFile:
             if status.st_uid != os.geteuid():
                 raise PermissionError(f"{name} is not ours")
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return cls(path, file, status.st_size)
+            return cls(path, file, status.st_size, is_ours=False)
         except BaseException:
             os.close(file)
             raise
@@ -92,13 +105,40 @@ class SharedFile:
         """Takes its name away: everybody who is to have it has opened it."""
         self._path.unlink(missing_ok=True)
 
+    def release(self) -> None:
+        """Gives the memory back now, also where others still have it open: nobody is to read it any more."""
+        mapped = self.memory.obj
+        if isinstance(mapped, mmap.mmap):
+            with suppress(OSError):  # a file system that cannot
+                mapped.madvise(mmap.MADV_REMOVE)
+        self.close()
+
     def close(self) -> None:
-        """Lets go of it; the memory itself goes when the last view of it does."""
-        self.unlink()
+        """Lets go of it; the memory itself goes when the last view of it does. Who has made it takes its name away."""
+        if self._is_ours:
+            self.unlink()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
         self.memory = memoryview(b"")
+
+
+def why_not(error: OSError) -> str:
+    """Why memory could not be made or opened, for a log."""
+    match error.errno:
+        case errno.ENOENT:
+            return ELSEWHERE if FOLDER.is_dir() else f"there is no {FOLDER}"
+        case errno.ENOSPC:
+            return f"{FOLDER} has no room: make it larger (docker run --shm-size=1g), or lower plane_bytes"
+        case _:
+            return error.strerror or str(error)
+
+
+def _free(folder: Path) -> int:
+    status = os.statvfs(folder)
+    if not status.f_blocks:  # a tmpfs without a limit
+        return sys.maxsize
+    return status.f_bavail * status.f_frsize
 
 
 def _sweep(folder: Path) -> None:

@@ -179,7 +179,8 @@ class Ready(Message, tag="ready", frozen=True, kw_only=True):
     """The rank has loaded and warmed up its graphs for this epoch.
 
     Attributes:
-        plane: the name of the memory that it shares for its results; "" where it could not open the orchestrator's.
+        plane: the name of the memory that it shares for its results; "" where there is none.
+        no_plane: why not, in words, where the orchestrator offered some.
         blobs: whether it has a blob store.
     """
 
@@ -189,6 +190,7 @@ class Ready(Message, tag="ready", frozen=True, kw_only=True):
     agent: Identifier
     graphs: tuple[GraphInfo, ...]
     plane: str = ""
+    no_plane: str = ""
     blobs: bool = False
 
 

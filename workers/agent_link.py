@@ -359,7 +359,7 @@ class AgentLink:
             self._serving = message.epoch == self._epoch
             self._work.alive(serving=self._serving)
             if self._plane is not None and self._plane.epoch == message.epoch:
-                message = structs.replace(message, plane=self._plane.name)
+                message = structs.replace(message, plane=self._plane.name, no_plane=self._plane.why_not)
             self._say(topology.CONTROL, message)
         except RankmqError as error:  # the rank registers again over the next connection
             log.warning("could not get ready: %s", error.message)

@@ -7,7 +7,7 @@ import logging
 from msgspec import structs
 
 from ..engine.plane import PlaneReader, ResultWriter
-from ..engine.shared_file import SharedFile
+from ..engine.shared_file import SharedFile, why_not
 from ..schemas.errors import LockstepError
 from ..schemas.messages import Form, RankReply, Task
 
@@ -15,27 +15,34 @@ __all__ = ["RankPlane"]
 
 log = logging.getLogger(__name__)
 
-_LEAST_BYTES = 1024 * 1024
+_LEAST_BYTES = 64 * 1024
+"""What is worth having, unless less is wanted."""
 
 
 class RankPlane:
-    """The memory of one epoch; none where the orchestrator offered none, or is on another host.
+    """The memory of one epoch; none where the orchestrator offered none, is on another host, or there is no room.
 
     Args:
         form: what the orchestrator said when the group formed.
+
+    Attributes:
+        why_not: why there is none, for the orchestrator; "" where it offered none.
     """
 
     def __init__(self, form: Form) -> None:
         self.epoch = form.epoch
+        self.why_not = ""
         self._theirs: SharedFile | None = None
         self._own: SharedFile | None = None
         if not form.plane:
             return
         try:
             self._theirs = SharedFile.open(form.plane)
-            self._own = SharedFile.make(form.plane_bytes, least=_LEAST_BYTES)
+            ranks = max(1, len(form.peers) * form.stages)
+            self._own = SharedFile.make(form.plane_bytes, least=min(_LEAST_BYTES, form.plane_bytes), among=ranks)
         except OSError as error:
-            log.info("tensors go through the broker: %s", error.strerror or error)
+            self.why_not = why_not(error)
+            log.debug("no shared memory with the orchestrator: %s", self.why_not)  # which says it once
             self.close()
             return
         self._reader = PlaneReader(self._theirs.memory)

@@ -121,5 +121,5 @@ def _no_room(error: OSError, size: int, folder: Path) -> str:
     return (
         f"{folder} has no room for the {size / 1e6:.1f} MB that the ranks share, only "
         f"{status.f_bavail * status.f_frsize / 1e6:.1f} MB: make it larger (docker run --shm-size=1g), "
-        "or set communication='mccl'"
+        "lower plane_bytes, or set communication='mccl'"
     )

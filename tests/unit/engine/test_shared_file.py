@@ -73,3 +73,22 @@ def test_where_there_is_less_room_it_is_smaller(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         SharedFile.make(32_768, least=16_384, folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_who_has_made_it_takes_its_name_away(tmp_path):
+    one = SharedFile.make(4096, least=4096, folder=tmp_path)
+    for _ in range(2):
+        SharedFile.open(one.name, tmp_path).close()  # there for the next one as well
+    one.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("among", [1, 8])
+def test_it_leaves_room_for_others(tmp_path, monkeypatch, among):
+    monkeypatch.setattr(shared_file, "_free", lambda folder: 64 * 4096)
+    file = SharedFile.make(64 * 4096, least=4096, among=among, folder=tmp_path)
+    assert file.size == 16 * 4096 // among
+    file.close()
+    with pytest.raises(OSError, match="No space left"):
+        SharedFile.make(64 * 4096, least=17 * 4096, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
