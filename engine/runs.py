@@ -6,8 +6,9 @@ the run goes on when their results come.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,15 @@ from .previews import Preview
 from .repeats import RepeatRun
 from .run_ports import RunContext, RunPorts
 from .servable import Constant, InputRef, Method, Ref, RepeatStage, StageRef, SubgraphStage
-from .stage_processes import StageAddress
+from .stage_call import StageCall
+from .stage_process import StageAddress
 from .thread_caller import ThreadCaller
 from .ticket import Done, RowResult
 
 __all__ = ["MethodRun"]
+
+_PATIENCE_SECONDS = 1.0
+"""How long a function in a process may go on once nobody waits for it."""
 
 
 class MethodRun:
@@ -107,9 +112,26 @@ class MethodRun:
             if processes is None:
                 self._ports.in_pool(lambda: run_function(function, arguments, caller), done)
             else:
-                elsewhere, servable = processes, own.servable
-                address = StageAddress(servable.name, servable.version, self._method.name, number)
-                self._ports.in_pool(lambda: elsewhere.run(address, function, arguments, caller), done)
+                address = StageAddress(own.servable.name, own.servable.version, self._method.name, number)
+                alone = 1 < attempt == own.max_attempts
+                run = partial(processes.run, address, function, arguments, caller, alone=alone)
+                self._in_process(run, done)
+
+    def _in_process(self, run: Callable[[StageCall], list[RowResult]], done: Done) -> None:
+        """Runs a stage's function where it can be ended, should its request be over before."""
+        call, life = StageCall(), self._context.life
+
+        def stop(_: RankmqError) -> None:
+            call.give_up()
+            # It may be as good as done, and a new process has to load all servables.
+            self._ports.later(_PATIENCE_SECONDS, call.end)
+
+        def ended(results: list[RowResult]) -> None:
+            life.forget(stop)
+            done(results)
+
+        life.watch(stop)
+        self._ports.in_pool(lambda: run(call), ended)
 
     def _previews(self, stage: RepeatStage, rows: Sequence[int]) -> list[Preview]:
         if stage.stream is None or not self._context.parts:
