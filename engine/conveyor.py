@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..schemas.messages import RankReply
-from .batcher import Batch, Row, age
+from .batch import Batch, Row, age
 from .filling import UnderWay
 from .ledger import Finished, StepLedger
 from .stages import stage_ranks

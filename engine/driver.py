@@ -24,7 +24,7 @@ from ..schemas.messages import (
     RankReply,
 )
 from .agreement import plan_all, rank_plans
-from .batcher import Batch
+from .batch import Batch
 from .conveyor import Conveyor, Flight
 from .feed import Feed, settle
 from .group import Action, Began, Ended, GiveUp, Group, GroupRules, GroupState, Send

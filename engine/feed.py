@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 
 from ..schemas.errors import BlobUnavailable, LimitExceeded, RankmqError
-from .batcher import Batch, Batcher, PendingCall
+from .batch import Batch, PendingCall
+from .batcher import Batcher
 from .conveyor import Conveyor, Flight
 from .filling import NEVER, begins_at
 from .ledger import Finished

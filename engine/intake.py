@@ -9,7 +9,7 @@ import numpy as np
 
 from ..schemas.errors import RankmqError
 from ..schemas.tensors import numpy_dtype
-from .batcher import PendingCall, Row
+from .batch import PendingCall, Row
 from .loop_plan import LoopPlan
 from .plan import SubgraphPlan
 from .slots import Session

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 
 from ..schemas.errors import ModelError
-from .batcher import Batch
+from .batch import Batch
 from .loop import Loop
 from .loop_plan import LoopPlan, plan_loop
 from .plan import SubgraphPlan

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..schemas.errors import InternalError, SessionLost
-from .batcher import Batch, Owner, PendingCall, age
+from .batch import Batch, Owner, PendingCall, age
 from .slots import Session
 from .ticket import Ticket
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..schemas.errors import GraphFailed, RankmqError, ServingError, from_wire
 from ..schemas.messages import ErrorInfo
-from .batcher import Row
+from .batch import Row
 from .conveyor import Flight
 from .ledger import Finished
 from .losses import given_of

@@ -18,7 +18,7 @@ from msgspec import structs
 from ..schemas.errors import BlobUnavailable, RankmqError
 from ..schemas.messages import Column, ErrorInfo, Form, RankReply, Ready
 from ..schemas.tensors import Tensor
-from .batcher import Batch
+from .batch import Batch
 from .blobs import BlobStore
 from .conveyor import Flight
 from .references import names_of

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ..schemas.messages import Call, Column, GroupId, Repeat, Task
 from ..schemas.tensors import nbytes
-from .batcher import Row
+from .batch import Row
 from .conveyor import Flight
 from .plan import SubgraphPlan
 from .scatter import Scattered

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..schemas.errors import RankmqError
-from .batcher import PendingCall
+from .batch import PendingCall
 from .loop import Loop
 from .slots import Session
 from .topology import DEFAULT_LANE

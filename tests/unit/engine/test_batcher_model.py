@@ -6,7 +6,8 @@ from collections import Counter
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from rankmq.engine.batcher import Batch, Batcher, PendingCall
+from rankmq.engine.batch import Batch, PendingCall
+from rankmq.engine.batcher import Batcher
 
 from tests.unit.engine.waiting_calls import call, drain
 

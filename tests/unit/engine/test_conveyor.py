@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from rankmq.engine.batcher import Batch, PendingCall
+from rankmq.engine.batch import Batch, PendingCall
 from rankmq.engine.conveyor import Conveyor, Flight
 from rankmq.engine.stages import stage_of, stage_ranks
 from rankmq.schemas.errors import LockstepError

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rankmq.engine.batcher import Batch, Batcher, PendingCall
+from rankmq.engine.batch import Batch, PendingCall
+from rankmq.engine.batcher import Batcher
 from rankmq.engine.losses import losses_of, session_lost, ticket_of
 from rankmq.engine.slots import Session
 from rankmq.engine.ticket import Ticket

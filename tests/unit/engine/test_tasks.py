@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 from rankmq.engine.agreement import plan_all, rank_plans
-from rankmq.engine.batcher import Batch, PendingCall
+from rankmq.engine.batch import Batch, PendingCall
 from rankmq.engine.conveyor import Flight
 from rankmq.engine.pace import Pace
 from rankmq.engine.servable import Subgraph

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from rankmq.engine.batcher import PendingCall
+from rankmq.engine.batch import PendingCall
 
 
 def call(subgraph=0, rows=1, keys=(), owner=None, requests=(), head_start=0):

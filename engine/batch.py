@@ -1,0 +1,106 @@
+"""Rows of calls, as they wait for a step and as they run in one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .loop_plan import LoopPlan
+
+__all__ = ["Age", "Batch", "Owner", "PendingCall", "Row", "age"]
+
+Row: TypeAlias = "tuple[np.ndarray[Any, Any], ...]"
+
+
+@dataclass(eq=False, slots=True)
+class PendingCall:
+    """A call of one subgraph over one or more rows, as it waits for its steps.
+
+    Attributes:
+        subgraph: its number.
+        rows: the inputs of each row.
+        keys: per row, what it must have in common with a row to share a step; none: any two rows may.
+        owner: whatever the caller wants to find again.
+        requests: the ids of the requests that it is part of.
+        head_start: how many calls that came before it it may overtake.
+        loop: the subgraph is run again and again; then each row has a key.
+        turns: per row, how many turns of the loop it runs at most.
+        since: when it came, in seconds of a clock that does not jump.
+        cancelled: set by `Batcher.cancel`; its rows come out no more.
+    """
+
+    subgraph: int
+    rows: Sequence[Row]
+    keys: Sequence[Hashable] = ()
+    owner: Hashable = None
+    requests: tuple[str, ...] = ()
+    head_start: int = 0
+    loop: LoopPlan | None = None
+    turns: Sequence[int] = ()
+    since: float = field(default=0.0, init=False)
+    cancelled: bool = field(default=False, init=False)
+    number: int = field(default=-1, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("a call needs at least one row")
+        if self.keys and len(self.keys) != len(self.rows):
+            raise ValueError(f"{len(self.keys)} batch keys for {len(self.rows)} rows")
+
+
+Owner: TypeAlias = tuple[PendingCall, int]
+Age: TypeAlias = tuple[int, int, int]
+
+
+def age(owner: Owner) -> Age:
+    """A row's place in line: by arrival, less the head start of its call."""
+    call, index = owner
+    return call.number - call.head_start, call.number, index
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """Rows of one subgraph that run as one step.
+
+    Attributes:
+        subgraph: its number.
+        owners: per row the call that it is part of and its index there, oldest first.
+        apart: set where these rows failed together with others and are not mixed with any until it is known which row
+            it was: the age of the oldest row of the first batch that failed.
+    """
+
+    subgraph: int
+    owners: tuple[Owner, ...]
+    apart: Age | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """The inputs of each row."""
+        return [call.rows[index] for call, index in self.owners]
+
+    @property
+    def key(self) -> Hashable:
+        """What its rows have in common with those that might have shared the step."""
+        call, index = self.owners[0]
+        return call.keys[index] if call.keys else None
+
+    @property
+    def loop(self) -> LoopPlan | None:
+        """The loop that they all are in."""
+        return self.owners[0][0].loop
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Per row, how many turns of the loop it runs at most; none where there is no loop."""
+        return tuple(call.turns[index] for call, index in self.owners) if self.loop is not None else ()
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """The ids of the requests that it serves, each once."""
+        return tuple(dict.fromkeys(request for call, _ in self.owners for request in call.requests))
+
+    def __len__(self) -> int:
+        return len(self.owners)
