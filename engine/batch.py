@@ -28,7 +28,8 @@ class PendingCall:
         head_start: how many calls that came before it it may overtake.
         loop: the subgraph is run again and again; then each row has a key.
         turns: per row, how many turns of the loop it runs at most.
-        since: when it came, in seconds of a clock that does not jump.
+        waits_until: until when its rows wait for others to fill a step, in seconds of a clock that does not jump; 0:
+            they do not.
         cancelled: set by `Batcher.cancel`; its rows come out no more.
     """
 
@@ -40,7 +41,7 @@ class PendingCall:
     head_start: int = 0
     loop: LoopPlan | None = None
     turns: Sequence[int] = ()
-    since: float = field(default=0.0, init=False)
+    waits_until: float = 0.0
     cancelled: bool = field(default=False, init=False)
     number: int = field(default=-1, init=False)
 

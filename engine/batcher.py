@@ -2,13 +2,15 @@
 
 A pure value: rows go in with their calls and come out in batches; what is in a row it does not look at. The oldest
 waiting row always goes first, so no subgraph starves another, and rows of one subgraph that may share a step (the same
-batch key) go in the order in which they came.
+batch key) go in the order in which they came. Rows that wait for company do not stand in line until they fill a step or
+their time is over, so that nobody has to wait behind them.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,8 +28,13 @@ _MOST_LOOKED_AT = 64
 
 @dataclass(slots=True)
 class _Queue:
-    """Waiting rows that may share a step, as a heap by age; `listed` is the place under which it stands in line, and
-    `overtaken` how often others went before it there.
+    """Waiting rows that may share a step, as a heap by age.
+
+    Attributes:
+        listed: the place under which it stands in line; None: in none.
+        overtaken: how often others went before it there.
+        until: until when it waits for more rows, by the first of its rows to lose patience; 0: it does not.
+        rests: until when it is listed among those that wait so; None: it is not.
     """
 
     subgraph: int
@@ -36,6 +43,8 @@ class _Queue:
     rows: list[tuple[int, int, int, PendingCall]] = field(default_factory=list)
     listed: tuple[Age, Age] | None = None
     overtaken: int = 0
+    until: float = math.inf
+    rests: float | None = None
 
     @property
     def place(self) -> tuple[Age, Age]:
@@ -44,6 +53,8 @@ class _Queue:
 
     def push(self, owner: Owner) -> None:
         heapq.heappush(self.rows, (*age(owner), owner[0]))
+        if owner[0].waits_until < self.until:
+            self.until = owner[0].waits_until
 
     def may_be_overtaken(self, most: int) -> bool:
         """Whether rows that fill a step may go before these, which are to go now and of which none is urgent."""
@@ -57,12 +68,19 @@ class _Queue:
     def pop(self, at_most: int) -> tuple[Owner, ...]:
         """The oldest rows, without those of cancelled calls."""
         self.overtaken = 0
+        waits = self.rows[0][3].waits_until > 0.0
         found: list[Owner] = []
         while self.rows and len(found) < at_most:
             _, _, index, call = heapq.heappop(self.rows)
             if not call.cancelled:
                 found.append((call, index))
+        if waits and len(self.rows) < at_most:  # else it fills the next step, and waits for nothing
+            self.look_up()
         return tuple(found)
+
+    def look_up(self) -> None:
+        """Finds out anew until when it waits: rows have left."""
+        self.until = min((call.waits_until for *_, call in self.rows if not call.cancelled), default=0.0)
 
     def drop_cancelled(self) -> None:
         """Make the oldest row one that is still wanted."""
@@ -84,6 +102,8 @@ class Batcher:
         self._max_rows = max_rows if callable(max_rows) else lambda subgraph, key: max_rows[subgraph]
         self._queues: dict[tuple[int, Hashable], _Queue] = {}
         self._line: list[tuple[tuple[Age, Age], int, _Queue]] = []  # a heap
+        self._resting: list[tuple[float, int, _Queue]] = []  # a heap of those that wait for company
+        self._now = 0.0
         self._waiting: dict[PendingCall, int] = {}
         self._rows = 0
         self._urgent = 0  # of them, those with a head start
@@ -148,7 +168,7 @@ class Batcher:
                 passed.append(entry)
                 continue
             queue.drop_cancelled()
-            due = bool(queue.rows) and queue.place == place
+            due = bool(queue.rows) and queue.place == place and not self._rests(queue)
             fuller = self._fuller(queue, most) if due else None
             if fuller is not None:
                 batch = self._batch(*fuller)
@@ -184,13 +204,13 @@ class Batcher:
 
     def first(self) -> tuple[PendingCall, Hashable, int] | None:
         """The call whose row would come out first if nothing were joining, the row's key, and how many rows it might
-        share a step with, itself among them; None where nothing waits.
+        share a step with, itself among them; None where nothing waits that may go.
         """
         while self._line:
             place, _, queue = self._line[0]
             if queue.listed == place:
                 queue.drop_cancelled()
-                if queue.rows and queue.place == place:
+                if queue.rows and queue.place == place and not self._rests(queue):
                     fuller = self._fuller(queue, max(1, self._max_rows(queue.subgraph, queue.key)))
                     if fuller is not None:
                         queue = fuller[0]
@@ -201,6 +221,29 @@ class Batcher:
             else:
                 heapq.heappop(self._line)
         return None
+
+    def ripen(self, now: float) -> None:
+        """Lets rows go that have waited for company for long enough, or are wanted for no longer.
+
+        Args:
+            now: seconds, on the clock of `PendingCall.waits_until`.
+        """
+        self._now = now
+        while self._resting and self._resting[0][0] <= now:
+            until, _, queue = heapq.heappop(self._resting)
+            if queue.rests != until:
+                continue  # a row that waits for a shorter time came later
+            queue.rests = None
+            if queue.listed is None:
+                queue.look_up()
+                self._line_up(queue)
+
+    @property
+    def ripens(self) -> float:
+        """When `ripen` is to be called next; infinity where no row waits for company."""
+        while self._resting and self._resting[0][2].rests != self._resting[0][0]:
+            heapq.heappop(self._resting)
+        return self._resting[0][0] if self._resting else math.inf
 
     def cancel(self, call: PendingCall) -> None:
         """Drop the rows of a call: those that wait now, and those that would be put back later."""
@@ -247,15 +290,29 @@ class Batcher:
         return queue
 
     def _line_up(self, queue: _Queue) -> None:
-        """Give a queue the place in line that its oldest row has; forget it where it has none."""
-        if queue.rows:
+        """Give a queue the place in line that its oldest row has, unless it waits for company; forget it where it has
+        no row.
+        """
+        if queue.rows and self._rests(queue):
+            queue.listed = None
+            if queue.rests is None or queue.until < queue.rests:
+                queue.rests = queue.until
+                self._entries += 1
+                heapq.heappush(self._resting, (queue.until, self._entries, queue))
+        elif queue.rows:
             queue.listed = queue.place
             self._entries += 1  # breaks ties: queues themselves have no order
             heapq.heappush(self._line, (queue.listed, self._entries, queue))
         else:
-            queue.listed = None
+            queue.listed = queue.rests = None
             if queue.apart is None:
                 del self._queues[queue.subgraph, queue.key]
+
+    def _rests(self, queue: _Queue) -> bool:
+        """Whether a queue waits for company, and not for its turn."""
+        if queue.until <= self._now or queue.apart is not None:
+            return False
+        return not queue.fills(max(1, self._max_rows(queue.subgraph, queue.key)))
 
     def _count(self, call: PendingCall, rows: int) -> None:
         self._rows += rows

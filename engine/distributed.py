@@ -56,7 +56,8 @@ def declare_servable(
             `subgraph(...)`. None: as many as there are model files, inputs replicated, outputs from one rank.
         batch_size: rows of a batch at most, for a model with a batch axis.
         max_wait: seconds that rows wait for others to fill a batch where the ranks have nothing to do; 0: they begin
-            at once. While the ranks are busy rows come together anyway.
+            at once. While the ranks are busy rows come together anyway. Nobody else waits behind them, and a row with
+            a deadline gives half of the time that is left to it, at most.
         communication: how the ranks talk within a graph: "auto", "none", "shm" (shared memory of one host), "mccl" or
             "hccl".
         slots: for graphs that keep state between calls (a KV cache): how many instances may do so at once. An instance

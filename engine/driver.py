@@ -157,6 +157,7 @@ class GroupDriver:
             lane=lane,
             loop=loop,
             turns=turns,
+            deadline=life.deadline,
         )
         self._tickets[ticket] = None
         life.watch(give_up)

@@ -31,6 +31,10 @@ _STACKED_ROWS = 1024
 """Most rows in a step of a graph with a batch dimension of any size, where the configuration does not say."""
 
 
+_WAITING_SHARE = 0.5
+"""Of the time that a row has until its deadline, what it waits for others to fill a step, at most."""
+
+
 class Feed:
     """Makes steps of the calls of one group.
 
@@ -85,8 +89,22 @@ class Feed:
 
     def add(self, call: PendingCall) -> None:
         """Rows that are to be run."""
-        call.since = self._clock()
+        if self._waits:
+            call.waits_until = self._waits_until(call)
         self._batcher.add(call)
+
+    def _waits_until(self, call: PendingCall) -> float:
+        """Until when the rows of a call wait for others to fill a step; 0: they do not.
+
+        A loop's rows come together by themselves, after every slice; those that run alone have nobody to wait for.
+        """
+        ticket, wait = ticket_of(call), self._servable.model_of(call.subgraph).max_wait
+        if not wait or call.loop is not None or ticket.alone:
+            return 0.0
+        now = self._clock()
+        if ticket.deadline is not None:
+            wait = min(wait, _WAITING_SHARE * max(0.0, ticket.deadline - now))
+        return now + wait
 
     def cancel(self, call: PendingCall) -> None:
         """They are not wanted any more."""
@@ -144,19 +162,23 @@ class Feed:
 
     def _is_time(self, conveyor: Conveyor) -> bool:
         """Whether the rows that wait are to begin; if that is only a matter of time, we are woken then."""
-        first = None if self._held is not None else self._batcher.first()
+        if self._held is not None:
+            return True
+        now = self._clock()
+        if self._waits:
+            self._batcher.ripen(now)
+        first = self._batcher.first()
+        if self._waits and (ripens := self._batcher.ripens) < NEVER:
+            self._wake_at(ripens)
         if first is None:
-            return self._held is not None
+            return False
         call, key, alike = first
-        wait, now = 0.0, self._clock()
-        if self._waits and call.loop is None:  # a loop's rows come together by themselves, after every slice
-            wait = self._servable.model_of(call.subgraph).max_wait
         waiting, under_way = self._batcher.waiting_rows, conveyor.under_way()
         if call.loop is not None and under_way.steps:
             return False  # rows of that step may be for the same loop, and would have to wait for the end of its slice
         stacked = self.plans[call.subgraph][0].stacked
-        whole = alike >= (self._max_rows(call.subgraph, key) if stacked or wait else _UNSTACKED_ROWS)
-        when = begins_at(under_way, waiting=waiting, whole=whole, wait_until=call.since + wait, now=now)
+        whole = alike >= (self._max_rows(call.subgraph, key) if stacked else _UNSTACKED_ROWS)
+        when = begins_at(under_way, waiting=waiting, whole=whole, now=now)
         if now < when < NEVER:
             self._wake_at(when)
         return when <= now

@@ -63,7 +63,7 @@ class Gathering:
         return True
 
 
-def begins_at(under_way: UnderWay, *, waiting: int, whole: bool, wait_until: float, now: float) -> float:
+def begins_at(under_way: UnderWay, *, waiting: int, whole: bool, now: float) -> float:
     """When rows that wait are to begin, as it looks now; another row, or a step that ends, may change it.
 
     Ranks that have nothing to do begin at once. Those that have a step get another just before they are done with it:
@@ -75,7 +75,6 @@ def begins_at(under_way: UnderWay, *, waiting: int, whole: bool, wait_until: flo
         under_way: what the ranks have to go on with.
         waiting: how many rows wait.
         whole: those that go next are a batch to which nothing can be added.
-        wait_until: until when the rows wait for more in any case, where the configuration says so.
         now: seconds, on the clock of the other times.
 
     Returns:
@@ -84,12 +83,10 @@ def begins_at(under_way: UnderWay, *, waiting: int, whole: bool, wait_until: flo
     if under_way.steps >= _MOST_STEPS:
         # Rows that are more urgent may still come, and would find all these before them. Short steps go by the way.
         return now if whole and under_way.ends - now < LEAD_SECONDS else NEVER
-    if whole:
+    if whole or under_way.steps == 0:
         return now
-    if under_way.steps == 0:
-        return max(now, wait_until)
     if under_way.lasts < LEAD_SECONDS:
-        return max(now, wait_until) if waiting >= under_way.rows else NEVER
+        return now if waiting >= under_way.rows else NEVER
     if under_way.ends == math.inf:
         return NEVER
-    return max(now, wait_until, under_way.ends - max(LEAD_SECONDS, _LEAD_SHARE * under_way.lasts))
+    return max(now, under_way.ends - max(LEAD_SECONDS, _LEAD_SHARE * under_way.lasts))

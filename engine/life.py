@@ -16,12 +16,14 @@ class Life:
 
     Attributes:
         over: why it ended; None while it goes on.
+        deadline: until when it is worth serving, in seconds of a clock that does not jump; None: for any time.
     """
 
-    __slots__ = ("_stops", "over")
+    __slots__ = ("_stops", "deadline", "over")
 
     def __init__(self) -> None:
         self.over: RankmqError | None = None
+        self.deadline: float | None = None
         self._stops: dict[Stop, None] = {}
 
     def watch(self, stop: Stop) -> None:

@@ -39,7 +39,6 @@ class OpenRequest:
         delivered: when its present delivery was; see `custody`.
         content_type: of the reply.
         life: whether it is still wanted.
-        deadline: on the monotonic clock; None for any time.
         start: begins its work, once it may.
         context: what its runs share, once it was understood.
         results: per instance.
@@ -59,7 +58,6 @@ class OpenRequest:
     delivered: float
     content_type: str = codec.MSGPACK
     life: Life = field(default_factory=Life)
-    deadline: float | None = None
     start: Callable[[], None] | None = None
     context: RunContext | None = None
     results: list[RowResult | None] = field(default_factory=list)

@@ -204,9 +204,9 @@ class Service:
         if left is not None:
             if left <= 0:
                 raise DeadlineExceeded(f"its deadline passed {abs(left):.3f} s before it was taken")
-            open_.deadline = now + left
-            self._deadlines.add(open_, open_.deadline)
-            self._ports.wake_at(open_.deadline)
+            open_.life.deadline = deadline = now + left
+            self._deadlines.add(open_, deadline)
+            self._ports.wake_at(deadline)
         if open_.key and self._noted.pop(open_.key, self) is None:
             raise Cancelled("somebody asked for it to be given up before it was taken")
 

@@ -33,6 +33,7 @@ class Ticket:
         lane: by which its request came.
         loop: the subgraph is run again and again; then what a row gives is packed (see `loop_plan.Turned`).
         turns: per row, how many turns of the loop it runs at most.
+        deadline: until when its rows are wanted, in seconds of a clock that does not jump; None: for any time.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class Ticket:
         "_left",
         "_results",
         "alone",
+        "deadline",
         "lane",
         "lenient",
         "loop",
@@ -66,6 +68,7 @@ class Ticket:
         lane: str = DEFAULT_LANE,
         loop: Loop | None = None,
         turns: Sequence[int] = (),
+        deadline: float | None = None,
     ) -> None:
         self.subgraph = subgraph
         self.rows = rows
@@ -76,6 +79,7 @@ class Ticket:
         self.lane = lane
         self.loop = loop
         self.turns = turns
+        self.deadline = deadline
         self.pending: PendingCall | None = None  # the rows that could be run, as they wait for their steps
         self.places: list[int] = []  # per row that could be run, where it stands among the rows
         self.voids: dict[int, int] = {}  # by place, how many epochs were lost under it

@@ -398,7 +398,7 @@ class Calls:
         self.made: list[tuple[int, list[tuple[Array, ...]]]] = []
         self.results: dict[int, list[RowResult]] = {}
 
-    def call(self, subgraph: int, rows: Sequence[tuple[Array, ...]], *, lenient: bool = False) -> int:
+    def call(self, subgraph: int, rows: Sequence[tuple[Array, ...]], *, lenient: bool = False, **given: Any) -> int:
         number = len(self.made)
         self.made.append((subgraph, list(rows)))
 
@@ -407,7 +407,7 @@ class Calls:
             assert len(results) == len(rows)
             self.results[number] = results
 
-        self.world.driver.call(subgraph, rows, done, lenient=lenient, requests=(f"r{number}",))
+        self.world.driver.call(subgraph, rows, done, lenient=lenient, requests=(f"r{number}",), **given)
         return number
 
     def errors(self, number: int) -> dict[int, type[RankmqError]]:

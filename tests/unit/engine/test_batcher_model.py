@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from hypothesis import strategies as st
@@ -11,7 +12,9 @@ from rankmq.engine.batcher import Batcher
 
 from tests.unit.engine.waiting_calls import call, drain
 
-LIMITS = {0: 1, 1: 3, 2: 8}
+LIMITS = {0: 1, 1: 3, 2: 8, 3: 3}
+PATIENT = 3
+"""The subgraph whose rows wait for others to fill a step."""
 
 
 class Machine(RuleBasedStateMachine):
@@ -24,18 +27,24 @@ class Machine(RuleBasedStateMachine):
         self.waiting: list[tuple[PendingCall, int]] = []
         self.apart: list[tuple[tuple[int, int, int], list[tuple[PendingCall, int]]]] = []
         self.overtaken: Counter[object] = Counter()  # by kind
+        self.now = 0.0
+        self.ripe: set[object] = set()  # kinds whose wait is over
+        self.touched: set[object] = set()  # kinds of which a row was cancelled: they may wait for less than they would
         self.flying: list[Batch] = []
         self.done: list[tuple[PendingCall, int]] = []
 
     @rule(
-        subgraph=st.integers(0, 2),
+        subgraph=st.integers(0, 3),
+        patience=st.integers(1, 5),
         keys=st.lists(st.sampled_from("xy"), min_size=1, max_size=9),
         keyed=st.booleans(),
         ahead=st.sampled_from([0, 0, 1, 3, 100]),
     )
-    def add(self, subgraph, keys, keyed, ahead):
+    def add(self, subgraph, patience, keys, keyed, ahead):
         """A call, which may overtake as many that came before it as it has head start."""
-        one = call(subgraph, rows=len(keys), keys=keys if keyed else (), owner=len(self.calls), head_start=ahead)
+        until = self.now + patience if subgraph == PATIENT else 0.0
+        own, number = keys if keyed else (), len(self.calls)
+        one = call(subgraph, len(keys), own, number, head_start=ahead, waits_until=until)
         self.calls.append(one)
         self.batcher.add(one)
         self.waiting += [(one, index) for index in range(len(keys))]
@@ -48,8 +57,27 @@ class Machine(RuleBasedStateMachine):
     def kind(owner):
         return owner[0].subgraph, owner[0].keys[owner[1]] if owner[0].keys else None
 
+    @rule(seconds=st.integers(1, 5))
+    def time_passes(self, seconds):
+        self.now += seconds
+
+    def queues(self):
+        """The rows that stand in line or wait for company, by kind, the kind of the oldest first."""
+        found: dict[object, list[tuple[PendingCall, int]]] = {}
+        for owner in self.waiting:
+            found.setdefault(self.kind(owner), []).append(owner)
+        return found
+
+    def in_line(self):
+        """The kinds of which a row may go."""
+        queues = self.queues()
+        self.ripe &= set(queues)
+        self.ripe |= {it for it in queues if any(call.waits_until <= self.now for call, _ in queues[it])}
+        return [it for it in queues if it in self.ripe or len(queues[it]) >= LIMITS[it[0]]]
+
     @rule()
     def take(self):
+        self.batcher.ripen(self.now)
         self.waiting.sort(key=self.age)
         self.apart.sort(key=lambda one: (one[0], self.age(one[1][0])))
         first = self.batcher.first()
@@ -58,24 +86,30 @@ class Machine(RuleBasedStateMachine):
         if first is not None:
             assert first[0] is batch.owners[0][0]
             assert first[2] >= len(batch)
-        if not self.waiting and not self.apart:
+        if batch is not None and batch.apart is None:
+            self.ripe |= {self.kind(batch.owners[0])} & self.touched
+        line = self.in_line()
+        if not line and not self.apart:
             assert batch is None
+            assert not self.waiting or self.batcher.ripens < math.inf
+            assert self.batcher.ripens > self.now
             return
-        if self.apart and (not self.waiting or self.apart[0][0] <= self.age(self.waiting[0])):
+        first_age = next((self.age(owner) for owner in self.waiting if self.kind(owner) in line), None)
+        if self.apart and (first_age is None or self.apart[0][0] <= first_age):
             expected = self.apart.pop(0)[1]
         else:
-            expected = self.next()
+            expected = self.next(line)
             self.waiting = [owner for owner in self.waiting if owner not in expected]
+            self.ripe.discard(self.kind(expected[0]))
+            self.touched.discard(self.kind(expected[0]))
         assert list(batch.owners) == expected
         assert {owner[0].subgraph for owner in expected} == {batch.subgraph}
         self.flying.append(batch)
 
-    def next(self):
+    def next(self, line):
         """The oldest and its like, or, a few times, those of its subgraph that fill a step while nothing is urgent."""
-        queues: dict[object, list[tuple[PendingCall, int]]] = {}
-        for owner in self.waiting:
-            queues.setdefault(self.kind(owner), []).append(owner)
-        first, limit = next(iter(queues)), LIMITS[self.waiting[0][0].subgraph]
+        queues = self.queues()
+        first, limit = line[0], LIMITS[line[0][0]]
         full = [kind for kind, rows in queues.items() if kind[0] == first[0] and len(rows) >= limit]
         urgent = any(owner[0].head_start for half in (self.waiting, *(it[1] for it in self.apart)) for owner in half)
         chosen = first
@@ -125,6 +159,7 @@ class Machine(RuleBasedStateMachine):
     def cancel(self, data):
         one = data.draw(st.sampled_from(self.calls))
         self.batcher.cancel(one)
+        self.touched |= {self.kind((one, index)) for index in range(len(one.rows))}
         self.waiting = [owner for owner in self.waiting if owner[0] is not one]
         halves = [(front, [owner for owner in half if owner[0] is not one]) for front, half in self.apart]
         self.apart = [(front, half) for front, half in halves if half]

@@ -13,32 +13,28 @@ times = st.floats(0.0, 200.0)
 under_way = st.builds(UnderWay, st.integers(0, 4), st.integers(1, 100), st.floats(0, 10), times | st.just(math.inf))
 
 
-def begins(
-    given_: UnderWay, waiting: int = 1, *, whole: bool = False, wait_until: float = 0.0, now: float = NOW
-) -> float:
-    return begins_at(given_, waiting=waiting, whole=whole, wait_until=wait_until, now=now)
+def begins(given_: UnderWay, waiting: int = 1, *, whole: bool = False, now: float = NOW) -> float:
+    return begins_at(given_, waiting=waiting, whole=whole, now=now)
 
 
-@given(under_way, st.integers(1, 100), times)
-def test_a_whole_batch_begins_at_once_unless_the_ranks_have_enough_to_do(given_, waiting, wait_until):
+@given(under_way, st.integers(1, 100))
+def test_a_whole_batch_begins_at_once_unless_the_ranks_have_enough_to_do(given_, waiting):
     enough = given_.steps >= 2 and given_.ends >= NOW + LEAD_SECONDS
-    assert begins(given_, waiting, whole=True, wait_until=wait_until) == (NEVER if enough else NOW)
+    assert begins(given_, waiting, whole=True) == (NEVER if enough else NOW)
 
 
-@given(under_way, st.integers(1, 63), times)
-def test_it_is_never_in_the_past_and_a_reason_to_wait_is_one_that_ends(given_, waiting, wait_until):
-    when = begins(given_, waiting, wait_until=wait_until)
+@given(under_way, st.integers(1, 63))
+def test_it_is_never_in_the_past_and_a_reason_to_wait_is_one_that_ends(given_, waiting):
+    when = begins(given_, waiting)
     assert when >= NOW
     if when < NEVER:
-        assert when <= max(NOW, wait_until, given_.ends)
+        assert when <= max(NOW, given_.ends)
     else:
         assert given_.steps  # a step that ends has them looked at again
 
 
-def test_idle_ranks_begin_at_once_unless_the_configuration_says_to_wait():
+def test_idle_ranks_begin_at_once():
     assert begins(UnderWay()) == NOW
-    assert begins(UnderWay(), wait_until=NOW + 0.02) == NOW + 0.02
-    assert begins(UnderWay(), wait_until=NOW - 1) == NOW
 
 
 def test_as_many_rows_as_a_short_step_has_follow_it_at_once():
@@ -52,7 +48,6 @@ def test_behind_a_long_step_rows_come_together_until_just_before_the_ranks_are_d
     assert begins(UnderWay(steps=1, rows=5, lasts=1.0, ends=NOW + 1.0), 40) == NOW + 0.9
     late = UnderWay(steps=1, rows=5, lasts=1.0, ends=NOW + 0.001)
     assert begins(late, 1) == NOW
-    assert begins(late, 1, wait_until=NOW + 3) == NOW + 3
 
 
 def test_two_steps_are_enough_to_go_on_with():
