@@ -10,7 +10,7 @@ from .plan import SubgraphPlan, make_plan
 from .servable import Servable
 from .stages import stage_ranks
 
-__all__ = ["plan_all", "rank_plans"]
+__all__ = ["plan_all", "rank_plans", "stateful"]
 
 
 def plan_all(
@@ -82,6 +82,14 @@ def _check_chain(subgraph: int, stage: int, before: SubgraphPlan, after: Subgrap
 
 def _shown(specs: Sequence[tuple[str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{dtype} {shape}" for dtype, shape in specs) or "nothing"
+
+
+def stateful(plans: Mapping[int, tuple[SubgraphPlan, ...]]) -> frozenset[int]:
+    """The subgraphs that keep state between calls, where there are slots: those with an input named `slot`.
+
+    Where none has one, it is not known which they are, and each is taken for one.
+    """
+    return frozenset(it for it in plans if plans[it][0].slot_input is not None) or frozenset(plans)
 
 
 def rank_plans(servable: Servable, plans: Mapping[int, tuple[SubgraphPlan, ...]], rank: int) -> tuple[GraphPlan, ...]:

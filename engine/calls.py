@@ -112,9 +112,18 @@ class Calls(RunPorts):
             context.tally.for_slots -= 1
             run(session)
 
-        if driver.servable.slots and context.sessions is not None and context.life.over is None:
-            context.tally.for_slots += 1
-            context.sessions.use(driver, given)
+        def begin() -> None:
+            sessions = context.sessions
+            if sessions is None or context.life.over is not None:
+                run(None)
+            elif driver.takes_slot(subgraph):
+                context.tally.for_slots += 1
+                sessions.use(driver, given)
+            else:  # what the instance holds is lost with the epoch, whichever of its calls is under way then
+                run(sessions.held(driver))
+
+        if driver.servable.slots:
+            driver.formed(begin)
         else:
             run(None)
 

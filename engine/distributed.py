@@ -61,7 +61,8 @@ def declare_servable(
         communication: how the ranks talk within a graph: "auto", "none", "shm" (shared memory of one host), "mccl" or
             "hccl".
         slots: for graphs that keep state between calls (a KV cache): how many instances may do so at once. An instance
-            holds a slot from its first call until it ends; a graph's input named `slot` is filled in with its number.
+            holds a slot from its first call of a graph with an input named `slot` until it ends; the input is filled in
+            with its number. Calls of other graphs take none (where no graph has the input, each call takes one).
         shared_parameters: patterns (`kcache.*`) of the names of parameters that are one and the same in all graphs of a
             rank, so that what one graph leaves there another finds.
 

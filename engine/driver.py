@@ -23,7 +23,7 @@ from ..schemas.messages import (
     GroupStatus,
     RankReply,
 )
-from .agreement import plan_all, rank_plans
+from .agreement import plan_all, rank_plans, stateful
 from .batch import Batch
 from .conveyor import Conveyor, Flight
 from .feed import Feed, settle
@@ -94,6 +94,8 @@ class GroupDriver:
         self._began_once = False
         self._closed: RankmqError | None = None
         self._early: list[Ticket] = []
+        self._unformed: list[Callable[[], None]] = []
+        self._stateful: frozenset[int] = frozenset()
         self._tickets: dict[Ticket, None] = {}
 
     # --------------------------------------------------------------------------------------------------- calls
@@ -167,6 +169,17 @@ class GroupDriver:
         else:
             self._early.append(ticket)  # the ranks that come to serve may have other graphs than those that first try
 
+    def formed(self, then: Callable[[], None]) -> None:
+        """Calls `then` once it is known what the graphs are: at once where an epoch has begun, or none ever will."""
+        if self._began_once or self._closed is not None:
+            then()
+        else:
+            self._unformed.append(then)
+
+    def takes_slot(self, subgraph: int) -> bool:
+        """Whether a call of a subgraph needs a session; known once the group has formed (see `formed`)."""
+        return self.servable.slots > 0 and subgraph in self._stateful
+
     def _admit(self, ticket: Ticket) -> None:
         if ticket.is_over:
             return
@@ -184,6 +197,7 @@ class GroupDriver:
         self._closed = error
         self._early.clear()
         self._feed.forget()
+        self._run_unformed()
         for ticket in list(self._tickets):
             ticket.settle_all(error)
         self.slots.close()
@@ -308,8 +322,14 @@ class GroupDriver:
         early, self._early = self._early, []
         for ticket in early:
             self._admit(ticket)
+        self._run_unformed()
         self._ports.group_ready(self)
         self.pump()
+
+    def _run_unformed(self) -> None:
+        unformed, self._unformed = self._unformed, []
+        for then in unformed:
+            then()
 
     def _ended(self, epoch: int, reason: str) -> None:
         conveyor, self._conveyor = self._conveyor, None
@@ -352,11 +372,12 @@ class GroupDriver:
         """
         self._feed.plans = plans = plan_all(self.servable, self.id, graphs)
         self.loops = plan_loops(self.servable, plans)
+        self._stateful = stateful(plans)
         self.files = tuple(graph.file for graph in next(iter(graphs.values())))
         return {rank: rank_plans(self.servable, plans, rank) for rank in graphs}
 
     def status(self) -> GroupStatus:
         """The group at a glance."""
-        early = sum(len(ticket.rows) for ticket in self._early)
+        early = sum(len(ticket.rows) for ticket in self._early) + len(self._unformed)
         waiting = self._feed.waiting_rows + early
         return status_of(self.group, self.servable, self.slots, self.files, self.outstanding, waiting)

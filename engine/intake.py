@@ -59,7 +59,7 @@ def _arguments(plan: SubgraphPlan, row: tuple[Any, ...], session: Session | None
     """A row's arrays; where the graph has an input named `slot`, the session's slot is put in its place."""
     arrays = [np.asarray(value) for value in row]
     if session is not None:
-        place = next((one.index for one in plan.inputs if one.spec.name == "slot"), None)
+        place = plan.slot_input
         if place is not None:
             arrays.insert(place, np.asarray(session.slot, numpy_dtype(plan.inputs[place].spec.dtype)))
     return arrays

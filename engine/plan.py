@@ -46,6 +46,11 @@ class SubgraphPlan:
     unstacked_inputs: frozenset[int]
     static_rows: int | None
 
+    @property
+    def slot_input(self) -> int | None:
+        """The input that is given the number of a session's slot: the one named `slot`; None where it has none."""
+        return next((one.index for one in self.inputs if one.spec.name == "slot"), None)
+
     def check_row(self, arguments: Sequence[np.ndarray[Any, Any]], *, lenient: bool) -> Row:
         """One row, ready for `scatter`.
 

@@ -1,4 +1,6 @@
-"""The sessions of one instance of a request: taken with its first call, held until it ends, one per group it calls."""
+"""The sessions of one instance of a request, one per group: taken with its first call of a graph that keeps state, and
+held until it ends.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,10 @@ class InstanceSessions:
     def suspect(self) -> bool:
         """Whether a step with a call of it was under way when an epoch ended: it may be what ended it."""
         return any(session.suspect for session in self._sessions.values())
+
+    def held(self, driver: GroupDriver) -> Session | None:
+        """The instance's session on a group, if it has one."""
+        return self._sessions.get(driver)
 
     def use(self, driver: GroupDriver, then: Callable[[Session | None], None]) -> None:
         """Calls `then` with the instance's session on a group, once there is one.

@@ -1,4 +1,4 @@
-"""Three small graphs as ranks compute them in numpy, and what they give over all ranks."""
+"""Small graphs as ranks compute them in numpy, and what they give over all ranks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,14 @@ def _any_size(rank: int, arrays: Sequence[Array]) -> list[Array]:
     return [x + 1 + rank * (x == CONFUSING)]
 
 
-GRAPHS: tuple[Callable[[int, Sequence[Array]], list[Array]], ...] = (_scale, _parts, _any_size)
+def _kept(rank: int, arrays: Sequence[Array]) -> list[Array]:
+    x, slot = arrays
+    assert slot.dtype == np.int32
+    return [x + 1]
+
+
+GRAPHS: tuple[Callable[[int, Sequence[Array]], list[Array]], ...] = (_scale, _parts, _any_size, _kept)
+"""The last, with the input `slot`, is there where it is asked for (`kept`)."""
 
 
 def expected(subgraph: int, row: Sequence[Array]) -> tuple[Array, ...]:
@@ -60,21 +67,30 @@ def expected(subgraph: int, row: Sequence[Array]) -> tuple[Array, ...]:
     return (row[0] + 1,)
 
 
-def infos(ranks: int, *, stacked: bool, rows: int = -1, collectives: bool = False) -> tuple[GraphInfo, ...]:
+def infos(
+    ranks: int, *, stacked: bool, rows: int = -1, collectives: bool = False, kept: bool = False
+) -> tuple[GraphInfo, ...]:
     """The graphs as each rank sees them: its shard."""
 
     def one(name: str, inputs: Iterable[tuple[str, tuple[int, ...]]], outputs: Iterable[tuple[str, tuple[int, ...]]]):
         def specs(given: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[TensorSpec, ...]:
             return tuple(
-                TensorSpec(name="", dtype=dtype, shape=(rows, *shape) if stacked else shape) for dtype, shape in given
+                TensorSpec(
+                    name="slot" if dtype == "int32" else "",
+                    dtype=dtype,
+                    shape=(rows, *shape) if stacked else shape,
+                )
+                for dtype, shape in given
             )
 
         return GraphInfo(file=name, digest=name, inputs=specs(inputs), outputs=specs(outputs), collectives=collectives)
 
+    held = (one("kept", [("float64", (-1,)), ("int32", ())], [("float64", (-1,))]),) if kept else ()
     return (
         one("scale", [("float32", (3,))], [("float32", (3,))]),
         one("parts", [("int64", (2,)), ("int64", (2,))], [("int64", ()), ("int64", (2,))]),
         one("any", [("float64", (-1,))], [("float64", (-1,))]),
+        *held,
     )
 
 
@@ -90,13 +106,15 @@ def servable(
     models: bool = True,
     slots: int = 0,
     max_wait: float = 0.0,
+    kept: bool = False,
 ) -> Servable:
-    """A servable with the three graphs; `parts` gets `b` sharded and gives a sum and a concatenation."""
+    """A servable with the graphs; `parts` gets `b` sharded and gives a sum and a concatenation."""
     axis = 1 if stacked else 0
     subgraphs = (
         Subgraph(outputs=(FromRank(ranks - 1),)),
         Subgraph(inputs=(Replicate(), Shard(axis)), outputs=(Sum(), Concat(axis))),
         Subgraph(outputs=(AllEqual(),)),
+        *([Subgraph()] if kept else []),
     )
     given = {"batch_size": batch_size, "subgraphs": subgraphs, "slots": slots, "max_wait": max_wait}
     model = Model("m", ranks, 1, with_batch_dim=stacked, **given)

@@ -177,15 +177,24 @@ class World:
         collectives: bool = False,
         slots: int = 0,
         max_wait: float = 0.0,
+        kept: bool = False,
         methods: dict[str, Method] | None = None,
     ) -> None:
         self.clock = Clock()
         self.wakes = math.inf
-        self.infos = infos(ranks, stacked=stacked, rows=rows, collectives=collectives)
+        self.infos = infos(ranks, stacked=stacked, rows=rows, collectives=collectives, kept=kept)
         self.ranks = ranks
         self.window = window
         self.driver = GroupDriver(
-            servable(ranks, stacked=stacked, batch_size=batch_size, slots=slots, max_wait=max_wait, methods=methods),
+            servable(
+                ranks,
+                stacked=stacked,
+                batch_size=batch_size,
+                slots=slots,
+                max_wait=max_wait,
+                kept=kept,
+                methods=methods,
+            ),
             GROUP,
             GroupRules(size=ranks, window=window),
             self,

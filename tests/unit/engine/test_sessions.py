@@ -243,7 +243,7 @@ def test_before_the_first_epoch_everybody_waits(tmp_path):
     edge = Edge(tmp_path, {"matmul": SERVABLE}, world)
     try:
         fates = [edge.ask("once", x_of(number)) for number in range(3)]
-        assert (world.driver.slots.held, world.driver.slots.waiting) == (0, 3)
+        assert (world.driver.slots.held, world.driver.status().waiting) == (0, 3)
         edge.run()
         assert [outputs_of(fate) for fate in fates] == [[{"y": [number + 1.0]}] for number in range(3)]
         at_rest(world)
