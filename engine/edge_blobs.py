@@ -62,6 +62,11 @@ class EdgeBlobs:
         self._max_message = max_message
         self._room: Room[OpenRequest] = Room(most_bytes)
 
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes of blobs a request may bring; and so what one may take along, at most."""
+        return self._room.most
+
     def fetch(
         self, open_: OpenRequest, instances: Sequence[Mapping[str, Any]], then: Callable[[Fetched], None]
     ) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..schemas.errors import GraphFailed, InvalidInput, RankmqError, TemporaryFailure
+from ..schemas.errors import GraphFailed, InvalidInput, LimitExceeded, RankmqError, TemporaryFailure
 from . import retry
+from .loop import Loop
 from .loop_plan import Turned
 from .previews import Preview
 from .run_ports import RunContext, RunPorts
@@ -34,12 +35,16 @@ class LoopRow:
         left: how many turns it may still run.
         collected: by slice, what was collected.
         last: of the newest slice.
+        turns: how many it has run.
+        sizes: per output that is collected, its bytes so far.
     """
 
     arguments: tuple[Any, ...]
     left: int
     collected: list[tuple[Array, ...]] = field(default_factory=list)
     last: tuple[Array, ...] = ()
+    turns: int = 0
+    sizes: tuple[int, ...] = ()
 
     def took(self, turned: Turned) -> bool:
         """Takes down what a slice gave.
@@ -51,7 +56,34 @@ class LoopRow:
         self.left -= turned.turns
         self.collected.append(turned.collected)
         self.last = turned.last
+        self.turns += turned.turns
+        before = self.sizes or (0,) * len(turned.collected)
+        self.sizes = tuple(size + part.nbytes for size, part in zip(before, turned.collected, strict=True))
         return turned.stopped or self.left <= 0
+
+    def check_size(self, loop: Loop, most: int | None) -> None:
+        """Whether what is collected is not more than anybody can be given; to be asked after each slice.
+
+        Args:
+            loop: of the row.
+            most: bytes that may be collected for a row; None: any number.
+
+        Raises:
+            LimitExceeded: it is; or it will be, where nothing but the number of turns ends the loop.
+        """
+        total = sum(self.sizes)
+        if most is None or not self.turns:
+            return
+        ahead = total // self.turns * self.left if loop.until is None else 0
+        if total + ahead <= most:
+            return
+        number = self.sizes.index(max(self.sizes))
+        turns = self.turns + (self.left if ahead else 0)
+        raise LimitExceeded(
+            f"a loop collects {total + ahead} bytes of a row in {turns} turns, most of them of output "
+            f"{loop.collect[number]!r}, and a reply may carry {most}: collect less, run fewer turns, or give the "
+            "engine a blob store with room for it (blob_store, max_tensor_bytes)"
+        )
 
     def result(self) -> RowResult:
         """What the stage gives for it, once it is done; until then, what it would give were it done now."""
@@ -133,15 +165,27 @@ class RepeatRun:
                     self._settle(place, retry.given_up(result, attempt))
             elif isinstance(result, RankmqError):
                 self._settle(place, result)
-            elif self._rows[place].took(Turned.unpacked(result, self._stage.loop)):
-                self._settle(place, self._rows[place].result())
             else:
-                going.append(place)
-                self._show(place)
+                over = self._took_row(place, result)
+                if over is None:
+                    going.append(place)
+                    self._show(place)
+                else:
+                    self._settle(place, over)
         if going:
             self._slice(going, 1)
         if again:
             self._ports.later(pause, lambda: self._slice(again, attempt + 1))
+
+    def _took_row(self, place: int, result: tuple[Array, ...]) -> RowResult | None:
+        """Takes down what a slice gave for a row; None where the row goes on."""
+        row, loop = self._rows[place], self._stage.loop
+        done = row.took(Turned.unpacked(result, loop))
+        try:
+            row.check_size(loop, self._context.most_collected)
+        except LimitExceeded as error:
+            return error
+        return row.result() if done else None
 
     def _show(self, place: int) -> None:
         preview = self._previews.get(place)

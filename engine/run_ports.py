@@ -51,6 +51,7 @@ class RunContext:
         max_attempts: how often what fails for a reason that passes is tried.
         alone: its calls share no step with others': ranks were lost under it more than once.
         processes: for functions of methods; None: they run on threads.
+        most_collected: bytes that a loop may collect for a row; None: any number.
         parts: per row that runs, where parts of its answer go; none where nobody asked for them.
     """
 
@@ -65,6 +66,7 @@ class RunContext:
     max_attempts: int = 1
     alone: bool = False
     processes: StageProcesses | None = None
+    most_collected: int | None = None
     parts: tuple[PartSender, ...] = ()
 
 

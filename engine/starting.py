@@ -67,6 +67,8 @@ class Starting:
         self._max_attempts = max_attempts
         self._max_message = max_message
         self._blobs = blobs
+        # What is more than a reply may carry is of no use, and would only fill the memory until it is found out.
+        self._most_collected = max(max_message, 0 if blobs is None else blobs.most_bytes)
         self._processes = processes
 
     def start(
@@ -99,6 +101,7 @@ class Starting:
             waits=self._waits,
             max_attempts=self._max_attempts,
             processes=self._processes,
+            most_collected=self._most_collected,
         )
         open_.output_names = entry.output_names
         open_.results = [None] * len(request.instances)

@@ -21,6 +21,9 @@ from .servable import Constant, FunctionStage, InputRef, Method, Ref, RepeatStag
 __all__ = ["Symbol", "Trace", "current_trace", "trace_method"]
 
 _ADVICE = "a method only passes values from stage to stage; put this into a function of its own, called as a stage"
+_MOST_TURNS = 1_000_000
+"""Of a loop that every request runs: more are an oversight, and would hold the ranks for minutes."""
+
 _RETURNS = ("RETURN_VALUE", "RETURN_CONST")
 
 
@@ -143,6 +146,11 @@ class Trace:
                 raise self.error("times comes with the request: say what it may be at most (at_most=)")
         elif at_most is not None:
             raise self.error("at_most is for times that come with the request")
+        elif times > _MOST_TURNS:
+            raise self.error(
+                f"times must be up to {_MOST_TURNS}, not {times}: where it may be more, let it come with the request "
+                "(at_most=)"
+            )
         inputs, count = self._graph_inputs(subgraph, args), len(loop.collect) + len(loop.last)
         if stream is not None:
             name = getattr(stream, "__name__", type(stream).__name__)

@@ -73,6 +73,7 @@ GOOD = {"times": "n", "at_most": "3", "feed": "{0: 0}", "collect": "0"}
         ({"times": "3"}, "at_most is for times that come with the request"),
         ({"times": "0", "at_most": None}, "times must be a whole number above 0"),
         ({"times": "'3'", "at_most": None}, "times must be a whole number above 0"),
+        ({"times": "10**6 + 1", "at_most": None}, "up to 1000000, not 1000001: .* let it come with the request"),
         ({"at_most": "0"}, "at_most must be a whole number above 0"),
         ({"slice_turns": "0"}, "slice_turns must be a whole number above 0"),
         ({"slice_seconds": "0"}, "slice_seconds must be a number above 0"),
