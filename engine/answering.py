@@ -133,12 +133,13 @@ class Answering:
             self.fail(open_, StageFailed(f"the reply cannot be sent: {error.message}"))
             return
         if len(body) + _REPLY_OVERHEAD > self._max_message:
-            text = (
-                f"the reply has {len(body)} bytes: the broker takes {self._max_message}; send fewer instances at once"
-            )
-            if self._blobs is not None and not open_.reads_blobs:
-                text += f", or the header {BLOBS_HEADER} to have large outputs by reference"
-            self.fail(open_, trouble or LimitExceeded(text))
+            helps = ["send fewer instances at once"] if len(reply.outputs) > 1 else []
+            if self._blobs is None:
+                helps.append("have the engine use a blob store (blob_store), past which large outputs go")
+            elif not open_.reads_blobs:
+                helps.append(f"send the header {BLOBS_HEADER} to have large outputs by reference")
+            text = f"the reply has {len(body)} bytes: the broker takes {self._max_message}"
+            self.fail(open_, trouble or LimitExceeded("; ".join([text, ", or ".join(helps)] if helps else [text])))
             return
         self._answer(open_, body, first, may_pass=may_pass)
 

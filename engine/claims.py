@@ -28,7 +28,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..schemas.errors import BlobMissing, InvalidInput, LimitExceeded, RankmqError
+from ..schemas.errors import BlobMissing, InvalidInput, RankmqError
+from ..schemas.limits import body_too_large
 from .delivery import Delivery
 from .shared_file import FOLDER
 
@@ -174,7 +175,7 @@ class ClaimFolder:
         """
         name, nbytes, check = _parsed(claim)
         if nbytes > most:
-            raise LimitExceeded(f"a body of {nbytes} bytes: {most} are allowed")
+            raise body_too_large(nbytes, most)
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # what is no file is not waited for
         file = os.open(name, flags, dir_fd=self._file)
         try:

@@ -266,7 +266,7 @@ class GroupDriver:
         try:
             rows = rows_of(finished, self._feed.plans[batch.subgraph][flight.stage])
         except RankmqError as error:
-            self._feed.part(batch, error)
+            self._feed.failed(flight, error)
             return
         self._feed.ran(finished)
         if not conveyor.pass_on(flight, rows):

@@ -114,6 +114,15 @@ class Feed:
         """Rows that were under way wait again, where they stood."""
         self._batcher.put_back(batch)
 
+    def failed(self, flight: Flight, error: RankmqError) -> None:
+        """A step failed: what a slice of several turns gave was too large, or some of its rows are to blame."""
+        batch, turns = flight.batch, max(flight.turns, default=0)
+        if isinstance(error, LimitExceeded) and turns > 1:
+            self._pace.too_large(batch.subgraph, self._like(batch), len(batch), turns)
+            self._batcher.put_back(batch)
+        else:
+            self.part(batch, error)
+
     def part(self, batch: Batch, error: RankmqError) -> None:
         """A batch failed: a single row has met its end; of more, each half is tried again by itself."""
         if len(batch) > 1:

@@ -85,6 +85,7 @@ class Pace:
         self._timeout = step_timeout
         self._lines: OrderedDict[_Key, _Line] = OrderedDict()
         self._turns: OrderedDict[_Key, tuple[float, int]] = OrderedDict()
+        self._fits: OrderedDict[_Key, int] = OrderedDict()  # turns of one row whose outputs are not too large
         self._recent: dict[int, deque[float]] = {}  # by subgraph, seconds a row, whatever the key
 
     def ran(self, subgraph: int, key: Hashable, rows: int, seconds: float, turns: int = 0) -> None:
@@ -115,6 +116,12 @@ class Pace:
         self._turns.pop((subgraph, key), None)
         self.ran(subgraph, key, rows, self._timeout)
 
+    def too_large(self, subgraph: int, key: Hashable, rows: int, turns: int) -> None:
+        """What a slice of so many rows and turns gave was too large to be sent: half of it may not be."""
+        half = rows * turns // 2
+        self._fits[subgraph, key] = min(half, self._fits.get((subgraph, key), half))
+        _bound(self._fits, (subgraph, key))
+
     def turns(self, subgraph: int, key: Hashable, rows: int, most: int, seconds: float | None = None) -> int:
         """How many turns of a loop a step of so many rows may have; at least 1, and 1 where nothing is known.
 
@@ -129,6 +136,9 @@ class Pace:
         known = self._turns.get((subgraph, key))
         if known is None:
             return 1
+        fit = self._fits.get((subgraph, key))
+        if fit is not None:
+            most = max(1, min(most, fit // rows))
         turn = known[0] * max(1.0, rows / known[1])  # fewer rows may take as long
         return most if turn * most <= allowed else max(1, int(allowed / turn))
 

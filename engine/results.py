@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..schemas.errors import GraphFailed, RankmqError, ServingError, from_wire
+from ..schemas.errors import GraphFailed, LimitExceeded, RankmqError, ServingError, from_wire
 from ..schemas.messages import ErrorInfo
 from .batch import Row
 from .conveyor import Flight
@@ -37,4 +37,4 @@ def rows_of(finished: Finished[Flight], plan: SubgraphPlan) -> Sequence[Row]:
 
 def _failure(rank: int, given: ErrorInfo) -> RankmqError:
     error = from_wire(given.code, f"rank {rank}: {given.message}")
-    return error if isinstance(error, ServingError) else GraphFailed(error.message)
+    return error if isinstance(error, ServingError | LimitExceeded) else GraphFailed(error.message)

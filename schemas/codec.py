@@ -17,7 +17,7 @@ import msgspec.msgpack
 
 from .errors import InvalidInput, LimitExceeded, Undecodable, UnsupportedSchema
 from .json_forms import JsonPart, JsonReply, JsonRequest
-from .limits import Limits
+from .limits import Limits, body_too_large
 from .messages import (
     SCHEMA_VERSION,
     AnswersSent,
@@ -132,7 +132,7 @@ def decode_request(body: bytes, content_type: str = MSGPACK, limits: Limits | No
     """
     limits = limits or _DEFAULT
     if len(body) > limits.body_bytes:
-        raise LimitExceeded(f"a body of {len(body)} bytes: {limits.body_bytes} are allowed")
+        raise body_too_large(len(body), limits.body_bytes)
     if content_type == JSON:
         if len(body) > limits.elements and sum(map(body.count, (b",", b"[", b"{"))) > limits.elements:
             raise LimitExceeded(f"more than {limits.elements} values in a JSON body")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Limits"]
+from .errors import LimitExceeded
+
+__all__ = ["Limits", "body_too_large"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +33,10 @@ class Limits:
     name_length: int = 255
     nesting: int = 32
     elements: int = 4 * 1024 * 1024
+
+
+def body_too_large(nbytes: int, most: int) -> LimitExceeded:
+    """The error of a request whose body is larger than `max_body_bytes`."""
+    return LimitExceeded(
+        f"a body of {nbytes} bytes: {most} are allowed (max_body_bytes); with a blob store large tensors go past it"
+    )

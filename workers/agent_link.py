@@ -15,12 +15,11 @@ from ..engine import topology
 from ..engine.confirms import Outcome
 from ..engine.connection import Channel, Connection, Properties
 from ..engine.delivery import Delivery
-from ..engine.message_limit import MESSAGE_OVERHEAD, MessageLimit
+from ..engine.message_limit import MessageLimit
 from ..schemas import codec
-from ..schemas.errors import ConnectionLost, LimitExceeded, LockstepError, RankmqError, from_wire
+from ..schemas.errors import ConnectionLost, LockstepError, RankmqError, from_wire
 from ..schemas.messages import (
     Drain,
-    ErrorInfo,
     Form,
     GraphInfo,
     Heartbeat,
@@ -38,6 +37,7 @@ from ..schemas.messages import (
 from .lockstep import LockstepGuard, Step
 from .rank_blobs import RankBlobs
 from .rank_plane import RankPlane
+from .reply_size import encoded
 
 if TYPE_CHECKING:
     from .agent import AgentConfig, Alive
@@ -159,11 +159,7 @@ class AgentLink:
         """Sends what a step gave; called by the thread that computes."""
         plane = self._plane
         message = blobs.written(message if plane is None else plane.placed(message))
-        body = codec.encode(message)
-        if len(body) + MESSAGE_OVERHEAD > self._max_message:
-            error = LimitExceeded(f"outputs of {len(body)} bytes: the broker takes {self._max_message}")
-            info = ErrorInfo(code=error.code, message=error.message, side=error.side)
-            body = codec.encode(structs.replace(message, outputs=(), error=info))
+        body = encoded(message, self._max_message)
         if message.epoch == self._epoch:
             self._step = message.step
         results, key = self._results, str(self._config.group)

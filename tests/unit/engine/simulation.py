@@ -34,6 +34,7 @@ from rankmq.schemas.messages import (
 from rankmq.schemas.tensors import from_array, to_array
 from rankmq.workers.lockstep import LockstepGuard, Step
 from rankmq.workers.repeating import repeat
+from rankmq.workers.reply_size import encoded
 
 from tests.unit.engine.graphs_in_memory import (
     BAD,
@@ -113,7 +114,8 @@ class Agent:
             self.control.append(ready(self.rank, epoch, self.name))
         elif step is not None:
             try:
-                self.results.append(self._run(epoch, step))
+                reply = self._run(epoch, step)
+                self.results.append(codec.decode_to_orchestrator(encoded(reply, self.world.max_reply)))
             except Died:
                 self.world.dies(self)
 
@@ -173,6 +175,7 @@ class World:
         window: int = 2,
         max_attempts: int = 3,
         max_message: int = 1 << 20,
+        max_reply: int = 1 << 30,
         step_timeout: float = 60.0,
         collectives: bool = False,
         slots: int = 0,
@@ -204,6 +207,7 @@ class World:
             step_timeout=step_timeout,
         )
         self.seconds_per_row = 0.001
+        self.max_reply = max_reply
         self.agents: dict[int, Agent] = {}
         self.launcher: deque[Any] = deque()
         self.returned: deque[str] = deque()

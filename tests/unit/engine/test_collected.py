@@ -29,9 +29,9 @@ MOST = 6000
 def make(tmp_path):
     edges = []
 
-    def make(**given):
-        world = ready_world(methods=load(tmp_path, MODEL + LOOP).methods)
-        edges.append(Edge(tmp_path, {"matmul": MODEL + LOOP}, world, max_message=MOST, **given))
+    def make(max_reply=1 << 20, max_message=MOST, **given):
+        world = ready_world(methods=load(tmp_path, MODEL + LOOP).methods, max_reply=max_reply)
+        edges.append(Edge(tmp_path, {"matmul": MODEL + LOOP}, world, max_message=max_message, **given))
         return edges[-1]
 
     yield make
@@ -93,3 +93,33 @@ def test_a_row_has_collected_too_much_with_the_slice_that_passes_the_bound(slice
             assert ends or number == 0
             return
     row.check_size(loop, None)
+
+
+# ------------------------------------------------------------------------------------------------- what a slice gives
+
+
+def room_for(rows, turns):
+    """Bytes that the answer of a rank to a slice takes at most, with what the broker needs beside it."""
+    return 4096 + 300 + rows * (turns + 1) * X.nbytes
+
+
+def test_a_slice_that_gives_more_than_a_message_takes_is_made_smaller(make):
+    edge = make(max_reply=room_for(32, 2), max_message=1 << 20)
+    fate = ask(edge, *[12] * 32)
+    assert outputs_of(fate) == [{"all": [[-1, -1, -1]] * 12}] * 32
+    turns = [max(task.work.turns) for _, _, task in edge.world.tasks]
+    assert turns == [1, 4, 2, 2, 2, 2, 2, 1]
+
+
+def test_rows_of_which_one_turn_is_too_large_are_parted(make):
+    edge = make(max_reply=room_for(8, 1), max_message=1 << 20)
+    fate = ask(edge, *[3] * 32)
+    assert outputs_of(fate) == [{"all": [[-1, -1, -1]] * 3}] * 32
+
+
+def test_one_turn_of_one_row_that_is_too_large_fails_with_what_helps(make):
+    edge = make(max_reply=4300)
+    code, message = error_of(ask(edge, 12))
+    assert code == "limit_exceeded"
+    assert "the broker takes 4300; what helps is a blob store (blob_store), or" in message
+    assert "(plane_bytes)" in message

@@ -131,3 +131,30 @@ def test_no_more_shapes_are_remembered_than_some():
     assert len(pace._turns) <= 256
     assert pace.turns(0, 999, 1, 50) == 50
     assert pace.turns(0, 1, 1, 50) == 1
+
+
+def test_a_slice_whose_outputs_are_too_large_is_half_as_large_next_time():
+    pace = Pace(60.0)
+    pace.ran(0, None, rows=4, seconds=0.001, turns=8)
+    pace.too_large(0, None, rows=4, turns=8)
+    assert pace.turns(0, None, rows=4, most=8) == 4
+    pace.too_large(0, None, rows=4, turns=8)
+    assert pace.turns(0, None, rows=4, most=8) == 4, "known already: it was under way"
+    assert pace.turns(0, None, rows=1, most=8) == 8, "of fewer rows more turns fit"
+    assert pace.turns(0, "x", rows=4, most=8) == 1
+    pace.too_large(0, None, rows=4, turns=4)
+    pace.too_large(0, None, rows=4, turns=2)
+    assert pace.turns(0, None, rows=4, most=8) == pace.turns(0, None, rows=99, most=8) == 1
+
+
+@given(st.integers(1, 64), st.integers(2, 64), st.integers(1, 200))
+def test_slices_are_halved_until_they_fit(rows, most, fits):
+    pace = Pace(60.0)
+    pace.ran(0, None, rows, 1e-6, turns=1)
+    for _ in range(10):
+        turns = pace.turns(0, None, rows, most)
+        if turns * rows <= fits or turns == 1:
+            break
+        pace.too_large(0, None, rows, turns)
+    assert turns == 1 or turns * rows <= fits
+    assert turns == most or 2 * (turns + 1) * rows > fits, "not smaller than it has to be by more than a half"

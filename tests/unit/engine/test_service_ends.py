@@ -39,6 +39,14 @@ def make(tmp_path):
 # ------------------------------------------------------------------------------------------------------- large replies
 
 
+def test_a_reply_of_several_instances_that_is_too_large(make):
+    edge = make(max_message=100_000)
+    fate = edge.ask("large", {"x": 50_000}, {"x": 49_000})
+    edge.run()
+    assert error_of(fate)[0] == "limit_exceeded"
+    assert "the broker takes 100000; send fewer instances at once, or have the engine use a blob" in error_of(fate)[1]
+
+
 @pytest.mark.parametrize("method", ["large", "odd"])
 @pytest.mark.parametrize("content_type", [codec.MSGPACK, codec.JSON])
 def test_a_reply_that_cannot_be_sent(make, method, content_type):
@@ -50,7 +58,7 @@ def test_a_reply_that_cannot_be_sent(make, method, content_type):
     if method == "large":
         code, message = error_of(cannot)
         assert code == "limit_exceeded"
-        assert "the broker takes 100000; send fewer instances at once" in message
+        assert "the broker takes 100000; have the engine use a blob store (blob_store)" in message
     elif content_type == codec.JSON:
         assert error_of(cannot)[0] == "stage_failed"
     assert outputs_of(can) == [{"y": [0] * 10}]
