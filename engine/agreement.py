@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..schemas.errors import ModelError
 from ..schemas.messages import GraphInfo, GraphPlan, GroupId
 from .plan import SubgraphPlan, make_plan
-from .servable import Servable
+from .servable import Method, RepeatStage, Servable, SubgraphStage
 from .stages import stage_ranks
 
 __all__ = ["plan_all", "rank_plans", "stateful"]
@@ -34,7 +34,34 @@ def plan_all(
     declared = servable.subgraph_count
     if declared is not None and declared != count:
         raise ModelError(f"{group}: the ranks hold {count} graphs, the configuration has {declared} subgraphs")
-    return {number: _stages(servable, number, graphs) for number in range(count)}
+    plans = {number: _stages(servable, number, graphs) for number in range(count)}
+    _check_calls(servable, plans)
+    return plans
+
+
+def _check_calls(servable: Servable, plans: Mapping[int, tuple[SubgraphPlan, ...]]) -> None:
+    """Whether the methods give each graph as many inputs as it takes: else none of their requests could be served."""
+    for method in servable.methods.values():
+        for stage in method.stages:
+            if isinstance(stage, SubgraphStage | RepeatStage) and stage.subgraph in plans:
+                _check_call(method, stage, plans[stage.subgraph][0], slots=servable.slots > 0)
+
+
+def _check_call(method: Method, stage: SubgraphStage | RepeatStage, plan: SubgraphPlan, *, slots: bool) -> None:
+    slot = plan.slot_input
+    filled = slots and slot is not None
+    given, takes = len(stage.inputs), len(plan.inputs) - filled
+    if given == takes:
+        return
+    does = "repeats" if isinstance(stage, RepeatStage) else "calls"
+    names = ", ".join(one.spec.name or str(one.index) for one in plan.inputs if not (filled and one.index == slot))
+    hint = ""
+    if filled and given == takes + 1:
+        hint = "; its input slot is filled in, and is not to be given"
+    elif slot is not None and not slots and given == takes - 1:
+        hint = "; its input slot is filled in where the model is declared with slots="
+    call = f"{stage.where}: method {method.name} {does} subgraph {stage.subgraph}"
+    raise ModelError(f"{call} with {given} input(s), and it takes {takes} ({names}){hint}")
 
 
 def _stages(servable: Servable, subgraph: int, graphs: Mapping[int, Sequence[GraphInfo]]) -> tuple[SubgraphPlan, ...]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from ..engine.message_limit import MESSAGE_OVERHEAD
 from ..schemas import codec
 from ..schemas.errors import LimitExceeded
 from ..schemas.messages import ErrorInfo, RankReply
 
 __all__ = ["encoded"]
-
-_OVERHEAD = 4096
-"""Bytes that a message may take beside its body."""
-
 
 def encoded(reply: RankReply, most: int) -> bytes:
     """The body of an answer.
@@ -25,7 +22,7 @@ def encoded(reply: RankReply, most: int) -> bytes:
         It; or in its place an error, where it is too large.
     """
     body = codec.encode(reply)
-    if len(body) + _OVERHEAD <= most:
+    if len(body) + MESSAGE_OVERHEAD <= most:
         return body
     turns = max(reply.turns, default=0)
     what, helps = ("", "") if turns < 2 else (f" of {turns} turns", "fewer turns a slice (slice_turns), ")
