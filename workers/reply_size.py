@@ -11,6 +11,7 @@ from ..schemas.messages import ErrorInfo, RankReply
 
 __all__ = ["encoded"]
 
+
 def encoded(reply: RankReply, most: int) -> bytes:
     """The body of an answer.
 
