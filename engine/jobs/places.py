@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, cast
 
-from ...schemas.errors import ConfigurationError, JobStopped
+from ...schemas.errors import ConfigurationError, JobStopped, RankmqError
 
 __all__ = ["Place", "cannot"]
 
@@ -85,10 +85,18 @@ class Place:
             raise JobStopped(cannot(f"{self.name} cannot be read", error)) from None
 
     def files(self, suffix: str) -> list[tuple[str, int]]:
-        """Names and sizes of the files of a folder with this suffix, sorted by name."""
+        """Names and sizes of what has this suffix in a folder, sorted by name; the size of what is no file is -1.
+
+        Raises:
+            ConfigurationError: it may not be read.
+            JobStopped: it cannot be read.
+        """
         if self.local is not None:
-            with os.scandir(self.local) as entries:
-                return sorted((it.name, it.stat().st_size) for it in entries if it.name.endswith(suffix))
+            try:
+                with os.scandir(self.local) as entries:
+                    return sorted((it.name, _size_of(it)) for it in entries if it.name.endswith(suffix))
+            except OSError as error:
+                raise _unreadable(self.name, error) from None
         found = self._ask("ls", detail=True)
         named = ((str(it["name"]).rstrip("/").rpartition("/")[2], int(it.get("size") or 0)) for it in found)
         return sorted(it for it in named if it[0].endswith(suffix))
@@ -97,12 +105,13 @@ class Place:
         """Opens a file to be read; the file can seek.
 
         Raises:
+            ConfigurationError: it may not be read.
             JobStopped: it cannot be opened.
         """
         try:
             return self.local.open("rb") if self.local is not None else cast(IO[bytes], self._ask("open", "rb"))
         except OSError as error:
-            raise JobStopped(cannot(f"{self.name} cannot be read", error)) from None
+            raise _unreadable(self.name, error) from None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[IO[bytes]]:
@@ -138,3 +147,17 @@ class Place:
             return getattr(found, method)(path, *args, **kwargs)
         except Exception as error:
             raise JobStopped(cannot(f"{self.name} cannot be used", error)) from error
+
+
+def _size_of(entry: os.DirEntry[str]) -> int:
+    """The size of a file; -1 for what is none: a folder, a pipe, a link to nothing."""
+    try:
+        return entry.stat().st_size if entry.is_file() else -1
+    except OSError:
+        return -1
+
+
+def _unreadable(name: str, error: OSError) -> RankmqError:
+    """What is not there may be put back; what may not be read was never an input."""
+    kind = ConfigurationError if isinstance(error, PermissionError) else JobStopped
+    return kind(cannot(f"{name} cannot be read", error))

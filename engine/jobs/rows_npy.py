@@ -227,19 +227,41 @@ class ArrayFolder:
         """See `Rows`."""
         for number in range(position, self.size):
             name, nbytes = self._files[number]
-            place, custom_id = self._place.within(name), name.removesuffix(".npy")
+            custom_id = _readable(name).removesuffix(".npy")
+            try:
+                array = self._array(name, nbytes)
+            except ConfigurationError as error:
+                yield Row(number, number + 1, InvalidInput(error.message), custom_id=custom_id)
+            else:
+                yield Row(number, number + 1, {ARRAY: array}, nbytes, custom_id)
+
+    def _array(self, name: str, nbytes: int) -> np.ndarray[Any, Any]:
+        """What a file holds.
+
+        Raises:
+            ConfigurationError: it is none, or holds no array.
+            JobStopped: it cannot be read.
+        """
+        if (shown := _readable(name)) != name:
+            raise ConfigurationError(f"{shown}: its name is no UTF-8: give it another one")
+        if nbytes < 0:
+            raise ConfigurationError(f"{name} is no file")
+        place = self._place.within(name)
+        try:
             with place.open() as file:
-                try:
-                    header = _header(file, name)
-                    _check_length(name, header, nbytes, scalar=True)
-                    data = file.read(header.end - header.start)
-                    array = np.frombuffer(data, header.dtype, math.prod(header.shape)).reshape(header.shape)
-                except ConfigurationError as error:
-                    yield Row(number, number + 1, InvalidInput(error.message), custom_id=custom_id)
-                    continue
-                except (OSError, ValueError) as error:
-                    raise JobStopped(cannot(f"{place} cannot be read", error)) from None
-            yield Row(number, number + 1, {ARRAY: array}, nbytes, custom_id)
+                header = _header(file, name)
+                _check_length(name, header, nbytes, scalar=True)
+                data = file.read(header.end - header.start)
+            return np.frombuffer(data, header.dtype, math.prod(header.shape)).reshape(header.shape)
+        except ConfigurationError as error:
+            raise ConfigurationError(error.message.replace(str(place), name)) from None
+        except (OSError, ValueError) as error:
+            raise JobStopped(cannot(f"{place} cannot be read", error)) from None
+
+
+def _readable(name: str) -> str:
+    """A file's name as text, whatever bytes it has."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _check_length(what: str, header: _Header, nbytes: int, *, scalar: bool = False) -> None:
