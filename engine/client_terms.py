@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..schemas.errors import DeadlineExceeded, InvalidInput, ReplyTimeout
 from .topology import LANES
 
-__all__ = ["Terms", "check_id", "check_lane", "expiration"]
+__all__ = ["Terms", "check_id", "check_lane", "check_span", "expiration"]
 
 _MOST_ID_BYTES = 255
 _MOST_SECONDS = 1e9
@@ -113,6 +113,18 @@ def expiration(expires: int) -> str | None:
     """
     left = max(1, expires - round(time.time() * 1000))
     return str(left) if left <= _MOST_EXPIRATION_MS else None
+
+
+def check_span(what: str, given: float | None) -> None:
+    """A span of time that can be; None is none.
+
+    Raises:
+        InvalidInput: it is no number of seconds above 0.
+    """
+    if given is not None:
+        _check_seconds(what, given)
+        if given <= 0:
+            raise InvalidInput(f"{what} is a number of seconds above 0: {given!r:.60}")
 
 
 def _check_seconds(what: str, given: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from ..schemas.errors import InvalidInput
 
-__all__ = ["DEADLINE_HEADER", "Deadlines", "seconds_left"]
+__all__ = ["DEADLINE_HEADER", "RUN_HEADER", "Deadlines", "run_seconds", "seconds_left"]
 
 T = TypeVar("T", bound=Hashable)
 
@@ -16,6 +16,9 @@ _SLACK = 64
 
 DEADLINE_HEADER = "rankmq-deadline"
 """Milliseconds since 1970, by the sender's clock."""
+
+RUN_HEADER = "rankmq-run-ms"
+"""Milliseconds that a request may take once it has begun."""
 
 
 def seconds_left(properties: Any, headers: dict[str, Any], now: float) -> float | None:
@@ -45,6 +48,23 @@ def seconds_left(properties: Any, headers: dict[str, Any], now: float) -> float 
     since = properties.timestamp
     began = min(now, since + 1) if isinstance(since, int) and since > 0 else now
     return began + int(expiration) / 1000 - now
+
+
+def run_seconds(headers: dict[str, Any]) -> float | None:
+    """How long a request may take once it has begun; None for any time.
+
+    Args:
+        headers: of the message.
+
+    Raises:
+        InvalidInput: the header is not a number of milliseconds.
+    """
+    allowed = headers.get(RUN_HEADER)
+    if allowed is None:
+        return None
+    if isinstance(allowed, bool) or not isinstance(allowed, int) or allowed <= 0:
+        raise InvalidInput(f"the header {RUN_HEADER} is milliseconds as an integer, 1 at least: {allowed!r:.40}")
+    return allowed / 1000
 
 
 class Deadlines(Generic[T]):

@@ -39,6 +39,7 @@ class OpenRequest:
         delivered: when its present delivery was; see `custody`.
         content_type: of the reply.
         life: whether it is still wanted.
+        run_seconds: how long it may take once it has begun; None for any time.
         start: begins its work, once it may.
         context: what its runs share, once it was understood.
         results: per instance.
@@ -58,6 +59,7 @@ class OpenRequest:
     delivered: float
     content_type: str = codec.MSGPACK
     life: Life = field(default_factory=Life)
+    run_seconds: float | None = None
     start: Callable[[], None] | None = None
     context: RunContext | None = None
     results: list[RowResult | None] = field(default_factory=list)

@@ -26,7 +26,7 @@ from .answering import Answering
 from .answers import Answers
 from .calls import Calls
 from .catalog import Catalog
-from .deadline import Deadlines, seconds_left
+from .deadline import Deadlines, run_seconds, seconds_left
 from .delivery import Delivery
 from .driver import GroupDriver
 from .edge_blobs import EdgeBlobs
@@ -204,11 +204,17 @@ class Service:
         if left is not None:
             if left <= 0:
                 raise DeadlineExceeded(f"its deadline passed {abs(left):.3f} s before it was taken")
-            open_.life.deadline = deadline = now + left
-            self._deadlines.add(open_, deadline)
-            self._ports.wake_at(deadline)
+            self._ends_by(open_, now + left)
+        open_.run_seconds = run_seconds(delivery.headers)
         if open_.key and self._noted.pop(open_.key, self) is None:
             raise Cancelled("somebody asked for it to be given up before it was taken")
+
+    def _ends_by(self, open_: OpenRequest, when: float) -> None:
+        """The request is given up at a time, if that is not later than what it was given before."""
+        if open_.life.deadline is None or when < open_.life.deadline:
+            open_.life.deadline = when
+            self._deadlines.add(open_, when)
+            self._ports.wake_at(when)
 
     def _admit(self) -> None:
         """Starts what may be started; requests that end while they are started let further ones start."""
@@ -226,6 +232,8 @@ class Service:
     def _start(
         self, open_: OpenRequest, request: Request, servable: Servable, entry: Method | Pipeline, lane: str
     ) -> None:
+        if open_.run_seconds is not None:
+            self._ends_by(open_, self._clock() + open_.run_seconds)
         try:
             self._starting.start(open_, request, servable, entry, lane)
         except RankmqError as error:

@@ -32,6 +32,11 @@ _DEADLINE: dict[str, Any] = {
         "description": "Milliseconds since 1970, by the producer's clock: until when it is worth serving. It "
         "counts until the last step, and stays the same when the request is published once more.",
     },
+    "rankmq-run-ms": {
+        "type": "integer",
+        "minimum": 1,
+        "description": "Milliseconds that it may take once it has begun; it waits for as long as it must.",
+    },
 }
 _BLOBS: dict[str, Any] = {
     "rankmq-blobs": {

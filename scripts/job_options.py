@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "Base64",
+    "Deadline",
     "Input",
     "Json",
     "Lane",
@@ -83,6 +84,18 @@ RowsPerRequest = Annotated[
 LineBytes = Annotated[
     int,
     typer.Option("--line-bytes", metavar="BYTES", help="A longer line of JSON fails.", min=64, rich_help_panel=_PANEL),
+]
+Deadline = Annotated[
+    float | None,
+    typer.Option(
+        "--deadline",
+        metavar="SECONDS",
+        help="So long a request may take once it has begun; past it its rows are sent one by one, and one that takes "
+        "longer by itself fails (default: as long as it takes).",
+        min=0.001,
+        rich_help_panel=_PANEL,
+        show_default=False,
+    ),
 ]
 Record = Annotated[
     Path | None,

@@ -21,7 +21,7 @@ from ..references import outputs_of
 from .columns import Input
 from .job_blobs import JobBlobs
 from .manifest import Chunk, Failure, Key, Manifest, made_id
-from .outcomes import Outcome, outcome_of
+from .outcomes import Again, Outcome, outcome_of
 from .packing import Packing
 from .reader import Reader
 from .row_ids import RowIds
@@ -136,6 +136,30 @@ class Desk:
         self._out.discard(key)
         self._backlog.append(key)
 
+    def take_apart(self) -> list[Key]:
+        """Has the rows of requests that are under way sent one by one from now on; between two steps.
+
+        Returns:
+            The requests, whose answers count no more.
+
+        Raises:
+            JobStopped: no space left.
+        """
+        found = []
+        with self._manifest.transaction():
+            for key in sorted(self._out):
+                count = self._manifest.count_of(key)
+                chunk = self._manifest.chunk_of(key.first)
+                rows = [] if count is None else chunk.rows(key.first, count)
+                if count is None or len(rows) < 2:
+                    continue
+                self._settle(key, count, chunk, rows, Outcome(again=[Again(index, 1) for index in range(len(rows))]))
+                self._manifest.answered(key, self._spool.append(b""))
+                found.append(key)
+            self._manifest.save(self.counts)
+        self._out.difference_update(found)
+        return found
+
     # -------------------------------------------------------------------------------------------------------- replies
 
     def _take(self, answer: Answer, step: Step, *, cancelling: bool) -> ErrorInfo | None:
@@ -157,7 +181,8 @@ class Desk:
     ) -> ErrorInfo | None:
         chunk = self._manifest.chunk_of(key.first)
         rows = chunk.rows(key.first, count)
-        outcome = outcome_of(reply, len(rows), key.attempt, cancelling=cancelling)
+        bounded = self.spec.deadline is not None
+        outcome = outcome_of(reply, len(rows), key.attempt, cancelling=cancelling, bounded=bounded)
         self._settle(key, count, chunk, rows, outcome)
         if outcome.open != len(rows):
             kept = body if outcome.done else b""  # of one without results, what it said is on record already

@@ -8,11 +8,9 @@ See docs/jobs.md.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
-import queue
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +23,7 @@ from ..address import BrokerAddress
 from ..blobs import BlobStore
 from ..claims import ClaimFolder, new_token
 from ..client_blobs import ClientBlobs
-from ..client_terms import check_lane
+from ..client_terms import check_lane, check_span
 from .assembly import Record
 from .columns import Columns, Mapped
 from .desk import MANIFEST, SPOOL, Desk
@@ -33,8 +31,9 @@ from .inputs import fingerprint, kind_of, open_rows, spool
 from .job_blobs import JobBlobs
 from .lock import JobLock
 from .manifest import Manifest
+from .on_thread import run_on_thread
 from .places import Place, cannot
-from .runner import Ending, Runner, Watch
+from .runner import Runner, Watch
 from .spec import Counts, Spec
 from .status import LOCK, JobStatus, status_of, summary_of
 from .writers import check_results, write_errors, write_results
@@ -44,7 +43,6 @@ __all__ = ["Job"]
 _SUFFIXES = {"jsonl": "results.jsonl", "npz": "results.npz", "npy": "results.npy", "parquet": "results.parquet"}
 _STDIN = "input.jsonl"
 _OWN = {MANIFEST, SPOOL, LOCK, _STDIN, "errors.jsonl", "summary.json", "job.log"}
-_LOOK_SECONDS = 0.2
 
 
 class Job:
@@ -89,6 +87,7 @@ class Job:
         rows_per_request: int | None = None,
         request_bytes: int = 1 << 20,
         line_bytes: int = 16 << 20,
+        deadline: float | None = None,
         manifest: str | os.PathLike[str] | None = None,
     ) -> Job:
         """Makes a job, and runs nothing yet.
@@ -110,14 +109,18 @@ class Job:
             request_bytes: about the most bytes that travel together, four times as many where they go past the broker;
                 a larger row travels alone.
             line_bytes: a longer line of JSON fails.
+            deadline: seconds that a request may take once it has begun; past it its rows are sent one by one, and one
+                that takes longer by itself fails. None: as long as it takes.
             manifest: a folder on this machine for what is on record of the job; needed where `output` is not on it.
 
         Raises:
             ConfigurationError: an input that is not there, empty, or not what its name says; an output that is taken; a
                 column that there is not.
-            InvalidInput: a lane that does not exist, no servable or method, or no rows in a request.
+            InvalidInput: a lane that does not exist, no servable or method, no rows in a request, or a deadline that
+                is no time.
         """
         check_lane(lane)
+        check_span("deadline", deadline)
         for word, value in (("servable", servable), ("method", method)):
             if not value:
                 raise InvalidInput(f"the {word} has no name")
@@ -158,6 +161,7 @@ class Job:
                 most_bytes=request_bytes,
                 most_row_bytes=line_bytes,
                 claims=new_token(),
+                deadline=deadline,
             )
             Manifest.create(folder / MANIFEST, spec, Counts(total=rows.total, size=rows.size)).close()
         except BaseException:
@@ -178,6 +182,7 @@ class Job:
         patience: float = 3600.0,
         window: int = 256,
         results: str | None = None,
+        deadline: float | None = None,
         blob_store: str | None = None,
         inline_limit: int = 1 << 20,
     ) -> JobStatus:
@@ -191,6 +196,7 @@ class Job:
             patience: seconds without any answer after which it ends, to be resumed.
             window: the most requests under way; it adapts below that.
             results: another name for the results' file.
+            deadline: another one than `create` was given.
             blob_store: where large tensors go past the broker, as for `Client`; it must be the engine's.
             inline_limit: largest tensor within a message, in bytes, where there is a blob store.
 
@@ -203,7 +209,9 @@ class Job:
             OperatorError: the broker cannot be used.
             ProducerError: the broker went away, or nothing is answered.
             ConfigurationError: a blob store that cannot be.
+            InvalidInput: a deadline that is no time.
         """
+        check_span("deadline", deadline)
         address = BrokerAddress.parse(broker_url) if isinstance(broker_url, str) else broker_url
         options: dict[str, Any] = {
             "connect_timeout": connect_timeout,
@@ -220,6 +228,8 @@ class Job:
         with JobLock(self.folder / LOCK):
             if results is not None:
                 self._rename(results)
+            if deadline is not None:
+                self._change(deadline=deadline)
             state = status_of(self.folder).state
             if state in ("completed", "cancelled"):
                 self._clear()
@@ -271,7 +281,7 @@ class Job:
                 self._runner = runner(desk)
                 if self._stopped.is_set():
                     return False
-                ending = _on_a_thread(self._runner)
+                ending = run_on_thread(self._runner)
             except RankmqError as error:
                 self._note(error)
                 raise
@@ -322,7 +332,15 @@ class Job:
         try:
             if manifest.state == "completed":
                 raise ConfigurationError(f"{self.id} is completed: its results are in {spec.results}")
-            manifest.set_spec(msgspec.structs.replace(spec, results=place.name))
+        finally:
+            manifest.close()
+        self._change(results=place.name)
+
+    def _change(self, **changes: Any) -> None:
+        """Has it do something else than before: where its results go, or how long a request may take."""
+        manifest = Manifest(self.folder / MANIFEST)
+        try:
+            manifest.set_spec(msgspec.structs.replace(manifest.spec, **changes))
         finally:
             manifest.close()
 
@@ -371,34 +389,3 @@ def _results_place(output: Place, name: str | None, source: Place) -> Place:
     if place.exists():
         raise ConfigurationError(f"{place} is there already: name another file")
     return place
-
-
-def _on_a_thread(runner: Runner) -> Ending:
-    """Runs it on a loop of its own, wherever the caller is; Ctrl-C ends it in order."""
-    ends: queue.SimpleQueue[Ending | BaseException] = queue.SimpleQueue()
-
-    def body() -> None:
-        try:
-            ends.put(asyncio.run(runner.run()))
-        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-            ends.put(error)
-
-    thread = threading.Thread(target=body, name="rankmq-job", daemon=True)
-    thread.start()
-    interrupted = False
-    while True:
-        try:
-            ended = ends.get(timeout=_LOOK_SECONDS)
-        except queue.Empty:
-            continue
-        except KeyboardInterrupt:
-            runner.stop()
-            interrupted = True
-            continue
-        break
-    thread.join()
-    if isinstance(ended, BaseException):
-        raise ended
-    if interrupted:
-        raise KeyboardInterrupt
-    return ended

@@ -18,6 +18,7 @@ from ..claims import CLAIM_HEADER, CLAIMED_BYTES, CLAIMS_HEADER, ClaimFolder
 from ..client_cancel import tell_cancel
 from ..confirms import Outcome
 from ..connection import Channel, Connection, Properties
+from ..deadline import RUN_HEADER
 from ..delivery import Delivery
 from ..message_limit import MessageLimit
 from ..references import BLOBS_HEADER
@@ -65,6 +66,7 @@ class JobLine:
         on_answer: called with each reply and its delivery tag.
         folder: for bodies, where the engine is on this host; None: all of them go with their messages.
         blobs: whether tensors of the replies may be by reference.
+        deadline: seconds that a request may take once it has begun.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class JobLine:
         folder: ClaimFolder | None = None,
         *,
         blobs: bool = False,
+        deadline: float | None = None,
     ) -> None:
         self._connection = connection
         self._job = job
@@ -83,6 +86,8 @@ class JobLine:
         self._on_answer = on_answer
         self._folder = folder
         self._speaks: dict[str, Any] = {BLOBS_HEADER: True} if blobs else {}
+        if deadline is not None:
+            self._speaks[RUN_HEADER] = max(1, round(1000 * deadline))
         self._offers = folder is not None
         self.near = False  # what the engine said last
         self._in: Channel | None = None
@@ -101,6 +106,7 @@ class JobLine:
         folder: ClaimFolder | None,
         *,
         blobs: bool,
+        deadline: float | None,
         patience: float,
         stopped: Callable[[], bool],
         limit: MessageLimit,
@@ -114,6 +120,7 @@ class JobLine:
             on_answer: called with each reply and its delivery tag.
             folder: for bodies, where the engine is on this host.
             blobs: whether tensors of the replies may be by reference.
+            deadline: seconds that a request may take once it has begun.
             patience: seconds to go on trying while nobody answers.
             stopped: asked between attempts; True gives up.
             limit: what is known of how large a message may be.
@@ -127,7 +134,7 @@ class JobLine:
         connection = await Connection.open(
             address, name=f"rankmq job {job}", patience=patience, stopped=stopped, limit=limit
         )
-        line = cls(connection, job, key, on_answer, folder, blobs=blobs)
+        line = cls(connection, job, key, on_answer, folder, blobs=blobs, deadline=deadline)
         try:
             await line._begin()
         except BaseException:

@@ -200,7 +200,7 @@ class Manifest:
                 self._set("ended", repr(time.time()))
 
     def set_spec(self, spec: Spec) -> None:
-        """Changes what the job is to do: where its results go, and nothing else."""
+        """Changes what the job is to do: where its results go, or how long a request may take; nothing else."""
         with self.transaction():
             self._set("spec", _json(spec))
         self.spec = spec

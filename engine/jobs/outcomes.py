@@ -16,12 +16,15 @@ _AGAIN: Mapping[str, int] = {
     "group_unavailable": 3,
     "session_lost": 3,
     "collective_failed": 3,
-    "deadline_exceeded": 3,  # of its queue (max_queue_age): the job's requests have none of their own
+    "deadline_exceeded": 3,  # of its queue (max_queue_age), where the job's requests have none of their own
     "request_id_reused": 3,  # another version of rankmq has other words for the same rows
     "internal": 1,
     "attempts_exhausted": 1,  # the engine has tried it several times, the last time alone
 }
 """By code, how often a row is sent again after it: errors of the engine's own that may pass."""
+
+_ALONE = 1
+"""How often a row is sent again after it took too long: alone, so that what it keeps waiting is itself."""
 
 _OF_EACH_ROW = frozenset({"invalid_input", "graph_failed", "cancelled"})
 """Errors of a whole request that each of its rows met by itself: where all fail alike, a reply says it once."""
@@ -62,7 +65,7 @@ class Outcome:
     open: int = 0
 
 
-def outcome_of(reply: Reply, count: int, attempt: int, *, cancelling: bool = False) -> Outcome:
+def outcome_of(reply: Reply, count: int, attempt: int, *, cancelling: bool = False, bounded: bool = False) -> Outcome:
     """Sorts a reply out.
 
     Args:
@@ -70,13 +73,15 @@ def outcome_of(reply: Reply, count: int, attempt: int, *, cancelling: bool = Fal
         count: how many instances it had.
         attempt: how often its rows had been sent before.
         cancelling: the job is given up, and nothing is sent again.
+        bounded: its requests say how long they may take.
     """
     error = reply.error
     if error is not None:
-        return _whole(error, count, attempt, cancelling=cancelling)
+        return _whole(error, count, attempt, cancelling=cancelling, bounded=bounded)
     if len(reply.outputs) != count:
         text = f"a reply with {len(reply.outputs)} outputs for {count} rows"
-        return _whole(ErrorInfo(code="internal", message=text, side="engine"), count, attempt, cancelling=cancelling)
+        error = ErrorInfo(code="internal", message=text, side="engine")
+        return _whole(error, count, attempt, cancelling=cancelling, bounded=bounded)
     out = Outcome()
     said = {it.index: it.error for it in reply.errors}
     for index, row in enumerate(reply.outputs):
@@ -84,30 +89,34 @@ def outcome_of(reply: Reply, count: int, attempt: int, *, cancelling: bool = Fal
             out.done += 1
             continue
         met = said.get(index) or ErrorInfo(code="internal", message="neither outputs nor an error", side="engine")
-        if cancelling and (met.code == "cancelled" or _passes(met, attempt)):
+        passes = attempt < _most(met, bounded=bounded)
+        if cancelling and (met.code == "cancelled" or passes):
             out.open += 1
-        elif _passes(met, attempt):
+        elif passes:
             out.again.append(Again(index, 1))
         else:
             out.failed[index] = met
     return out
 
 
-def _passes(error: ErrorInfo, attempt: int) -> bool:
-    return attempt < _AGAIN.get(error.code, 0)
+def _most(error: ErrorInfo, *, bounded: bool) -> int:
+    """How often a row is sent again after an error."""
+    return _ALONE if bounded and error.code == "deadline_exceeded" else _AGAIN.get(error.code, 0)
 
 
-def _whole(error: ErrorInfo, count: int, attempt: int, *, cancelling: bool) -> Outcome:
+def _whole(error: ErrorInfo, count: int, attempt: int, *, cancelling: bool, bounded: bool) -> Outcome:
     """The request failed as a whole."""
-    if cancelling and (error.code == "cancelled" or count > 1 or _passes(error, attempt)):
+    most = _most(error, bounded=bounded)
+    passes = attempt < most
+    if cancelling and (error.code == "cancelled" or count > 1 or passes):
         return Outcome(open=count)
     if error.code in _OF_THE_JOB:
         return Outcome(fatal=error, again=[Again(0, count)])  # under another id, once it is resumed
     if count == 1 or error.code in _OF_EACH_ROW:
-        if _passes(error, attempt):
+        if passes:
             return Outcome(again=[Again(index, 1) for index in range(count)])
         return Outcome(failed=dict.fromkeys(range(count), error))
-    if _AGAIN.get(error.code, 0) > 1 and _passes(error, attempt):
+    if most > 1 and passes:
         return Outcome(again=[Again(0, count)])
     # It may be one row's doing: each by itself, so that it fails alone.
     return Outcome(again=[Again(index, 1) for index in range(count)])

@@ -165,6 +165,7 @@ class Runner:
                     self._on_answer,
                     self._folder,
                     blobs=self._desk.has_blobs,
+                    deadline=spec.deadline,
                     patience=max(0.0, until - time.monotonic()),
                     stopped=lambda: self._stop,
                     limit=self._limit,
@@ -202,7 +203,7 @@ class Runner:
             try:
                 await asyncio.wait_for(self._news.wait(), pause)
             except TimeoutError:
-                self._look_at_the_clock(line)
+                await self._look_at_the_clock(line)
                 step = await self._step(line, 0)
 
     async def _step(self, line: JobLine, requests: int, *, cancelling: bool = False) -> Step:
@@ -311,7 +312,7 @@ class Runner:
             self._ready.append(asking)
         self._news.set()
 
-    def _look_at_the_clock(self, line: JobLine) -> None:
+    async def _look_at_the_clock(self, line: JobLine) -> None:
         now = time.monotonic()
         self._send(line)
         if line.blocked:
@@ -323,6 +324,7 @@ class Runner:
                 raise QueueFull(f"{what}: the broker is short of memory or disk and takes no messages")
             if self._ready:
                 raise QueueFull(f"{what}: the requests queue is at its limit")
+            await self._take_apart(line)
             raise JobStopped(f"{what}: does an orchestrator serve {self._desk.spec.servable}?")
         for key, sent in list(self._sent.items()):
             if sent.asking is None and now - sent.since > _ASK_AGAIN_SECONDS:
@@ -331,6 +333,14 @@ class Runner:
                 self._question = f"/{uuid.uuid4().hex[:8]}"
                 self._desk.ask_again(key)
                 del self._sent[key]
+
+    async def _take_apart(self, line: JobLine) -> None:
+        """It may be one row that keeps the others waiting: each is sent by itself when the job is resumed."""
+        keys = await self._loop.run_in_executor(self._thread, self._desk.take_apart)
+        try:
+            await line.cancel(keys)
+        except RankmqError as error:
+            log.debug("what was under way is computed all the same: %s", error)
 
     # ---------------------------------------------------------------------------------------------------- the other end
 

@@ -36,6 +36,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         most_bytes: of the rows of a request.
         most_row_bytes: of a line of JSON.
         claims: the token of its folder of bodies; "": it has none.
+        deadline: seconds that a request may take once it has begun; None: as long as it takes.
     """
 
     id: str = msgspec.field(default_factory=lambda: f"job-{uuid.uuid4().hex[:16]}")
@@ -55,6 +56,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     most_bytes: int = 1 << 20
     most_row_bytes: int = 16 << 20
     claims: str = ""
+    deadline: float | None = None
 
 
 class Counts(msgspec.Struct, kw_only=True):

@@ -111,6 +111,7 @@ def _begins(go: Callable[..., None], about: str) -> Callable[..., None]:
         lane: given.Lane = "low",
         rows_per_request: given.RowsPerRequest = None,
         line_bytes: given.LineBytes = 16 << 20,
+        deadline: given.Deadline = None,
         record: given.Record = None,
         window: given.Window = 256,
         patience: given.Patience = 3600.0,
@@ -118,7 +119,8 @@ def _begins(go: Callable[..., None], about: str) -> Callable[..., None]:
         settings = _reachable(settings)
         job = _made(
             settings, source, output, servable, method, version=version, results=results, columns=columns or (),
-            base64=base64, lane=lane, rows_per_request=rows_per_request, line_bytes=line_bytes, manifest=record,
+            base64=base64, lane=lane, rows_per_request=rows_per_request, line_bytes=line_bytes,
+            deadline=deadline, manifest=record,
         )  # fmt: skip
         go(settings, job, window=window, patience=patience)
 
@@ -132,6 +134,7 @@ def resume(
     which: given.Which,
     background: Annotated[bool, typer.Option("--background", help="In the background, as `submit`.")] = False,
     results: given.Results = None,
+    deadline: given.Deadline = None,
     window: given.Window = 256,
     patience: given.Patience = 3600.0,
 ) -> None:
@@ -142,9 +145,9 @@ def resume(
     job = _found(settings, which)
     remember_job(_state(settings), job.id, job.folder)
     if background:
-        _in_background(settings, job, window=window, patience=patience, results=results)
+        _in_background(settings, job, window=window, patience=patience, results=results, deadline=deadline)
     else:
-        _run(settings, job, window=window, patience=patience, results=results)
+        _run(settings, job, window=window, patience=patience, results=results, deadline=deadline)
 
 
 @with_settings("job", quiet=True)
@@ -294,12 +297,21 @@ def _kept(found: JobStatus) -> str:
     return f"{found.counts.completed:,} results in {found.spec.results}"
 
 
-def _in_background(settings: Settings, job: Job, *, window: int, patience: float, results: str | None = None) -> None:
+def _in_background(
+    settings: Settings,
+    job: Job,
+    *,
+    window: int,
+    patience: float,
+    results: str | None = None,
+    deadline: float | None = None,
+) -> None:
     """Starts what runs it, in a session of its own; the broker's password is in its environment alone."""
     from ...schemas.errors import JobStopped
 
     command = [sys.executable, "-m", "rankmq.scripts", "job", "resume", str(job.folder), "--window", str(window)]
     command += ["--patience", str(patience), *(() if results is None else ("--results", results))]
+    command += () if deadline is None else ("--deadline", str(deadline))
     chosen = {f"RANKMQ_{name.upper()}": _plain(getattr(settings, name)) for name in settings.model_fields_set}
     address = settings.address()
     log = job.folder / "job.log"

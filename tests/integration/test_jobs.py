@@ -16,7 +16,14 @@ import pytest
 from rankmq.engine import Job, topology
 from rankmq.engine.jobs import desk, runner
 from rankmq.engine.jobs.status import JobStatus
-from rankmq.schemas.errors import BrokerUnavailable, ConfigurationError, JobStopped, QueueFull, RankmqError
+from rankmq.schemas.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    InvalidInput,
+    JobStopped,
+    QueueFull,
+    RankmqError,
+)
 from rankmq.schemas.limits import Limits
 from rankmq.schemas.messages import ErrorInfo, Reply, Request
 from rankmq.schemas.plain import array_of
@@ -231,6 +238,50 @@ def test_nobody_answers(broker_url: str, tmp_path: Path, monkeypatch: pytest.Mon
         assert "does an orchestrator serve" in job.status().reason
         it.answer = doubled
         assert job.run(broker_url).counts.completed == COUNT
+
+
+def test_what_was_under_way_then_is_sent_row_by_row(broker_url: str, tmp_path: Path) -> None:
+    """So that a row that never ends keeps itself waiting alone."""
+
+    def answer(request: Request) -> Reply | None:
+        return None if 17 in numbers(request) else doubled(request)
+
+    with answering(broker_url, answer) as it:
+        job = make(tmp_path, it)
+        with pytest.raises(JobStopped, match="nothing was answered"):
+            job.run(broker_url, patience=1.0)
+        assert job.status().counts.completed == COUNT - 5
+        it.hears_of(1)
+        assert [p.correlation_id for p in it.cancels] == [f"{job.id}.15.0"]
+        with pytest.raises(JobStopped, match="nothing was answered"):
+            job.run(broker_url, patience=1.0)
+        assert job.status().counts.completed == COUNT - 1
+        it.answer = doubled
+        assert job.run(broker_url).counts.completed == COUNT
+    assert values(tmp_path) == list(range(0, 2 * COUNT, 2))
+
+
+def test_a_row_that_takes_too_long_fails_alone(broker_url: str, tmp_path: Path) -> None:
+    late = Reply(error=ErrorInfo(code="deadline_exceeded", message="it took too long", side="sender"))
+    with answering(broker_url, lambda request: late if 17 in numbers(request) else doubled(request)) as it:
+        job = make(tmp_path, it, deadline=60)
+        status = job.run(broker_url, deadline=1.5)
+        asked = [p for _, p in it.requests]
+    assert (status.counts.completed, status.counts.failed) == (COUNT - 1, 1)
+    assert {p.headers["rankmq-run-ms"] for p in asked} == {1500}
+    assert sorted(p.message_id for p in asked if not p.message_id.endswith(".0")) == [
+        f"{job.id}.{row}.1" for row in range(15, 20)
+    ]
+    (error,) = lines(tmp_path, "errors.jsonl")
+    assert (error["row"], error["code"], error["message"]) == (17, "deadline_exceeded", "it took too long")
+
+
+@pytest.mark.parametrize("deadline", [0, -1.0, True, float("nan"), "3"])
+def test_a_deadline_that_cannot_be(tmp_path: Path, deadline: Any) -> None:
+    (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
+    with pytest.raises(InvalidInput, match="deadline is a number of seconds"):
+        Job.create(tmp_path / "in.jsonl", tmp_path / "out", "s", "m", deadline=deadline)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_queue_that_stays_full(broker_url: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rankmq.engine.connection import Properties
-from rankmq.engine.deadline import DEADLINE_HEADER, Deadlines, seconds_left
+from rankmq.engine.deadline import DEADLINE_HEADER, RUN_HEADER, Deadlines, run_seconds, seconds_left
 from rankmq.schemas.errors import InvalidInput
 
 NOW = 1_700_000_000.5
@@ -42,6 +42,14 @@ def test_a_long_header_is_told_in_short():
     with pytest.raises(InvalidInput) as caught:
         left({DEADLINE_HEADER: "x" * 10_000})
     assert len(caught.value.message) < 200
+
+
+def test_how_long_it_may_take():
+    assert run_seconds({}) is None
+    assert run_seconds({RUN_HEADER: 1500}) == 1.5
+    for value in ("1500", 1.5, True, 0, -1, [], b"1"):
+        with pytest.raises(InvalidInput, match="milliseconds as an integer, 1 at least"):
+            run_seconds({RUN_HEADER: value})
 
 
 @pytest.mark.parametrize(

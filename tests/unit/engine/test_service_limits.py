@@ -135,6 +135,34 @@ def test_a_deadline_that_has_passed(edge, given):
     nothing_is_left(edge)
 
 
+def test_what_a_request_may_take_counts_from_its_start(make):
+    edge = make(max_in_flight=1)
+    now = edge.world.clock()
+    first = edge.ask("scale", {"x": ROW}, headers={"rankmq-run-ms": 5000})
+    second = edge.ask("scale", {"x": ROW}, headers={"rankmq-run-ms": 2000})
+    third = edge.ask("scale", {"x": ROW}, headers={"rankmq-run-ms": 2000, **within(edge, 5.5)})
+    assert edge.wakes == pytest.approx([now + 5, now + 5.5], abs=0.01)
+    later(edge, 4.9)
+    assert not first.replies
+    later(edge, 0.2)  # the second one begins
+    assert error_of(first)[0] == "deadline_exceeded"
+    later(edge, 1.0)
+    assert error_of(third)[0] == "deadline_exceeded"
+    assert not second.replies
+    edge.run()
+    assert outputs_of(second) == RIGHT
+    later(edge, 10)
+    nothing_is_left(edge)
+
+
+@pytest.mark.parametrize("value", ["5", 1.5, True, 0, [1], {}])
+def test_what_it_may_take_is_no_time(edge, value):
+    fate = edge.ask("scale", {"x": ROW}, headers={"rankmq-run-ms": value})
+    edge.run()
+    assert error_of(fate)[0] == "invalid_input"
+    nothing_is_left(edge)
+
+
 @pytest.mark.parametrize("value", ["soon", 1.5, True, [1], {}])
 def test_a_deadline_that_is_none(edge, value):
     fate = edge.ask("scale", {"x": ROW}, headers={"rankmq-deadline": value})

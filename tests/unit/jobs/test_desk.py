@@ -156,6 +156,22 @@ def test_a_reply_that_cannot_be_read_fails_nobody_at_once(begun: tuple[Path, Des
     assert [it.key.attempt for it in step.asking if it.key.attempt] == [1] * 5
 
 
+def test_what_is_taken_apart_is_sent_row_by_row(begun: tuple[Path, Desk, Asking]) -> None:
+    out, desk, asking = begun
+    assert desk.take_apart() == [asking.key]
+    assert desk.take_apart() == []
+    assert not desk.step([answer(asking, {})], Room()).over
+    assert desk.counts.completed == 0, "its answer counts no more"
+    desk.close()
+    with closing(Desk(out)) as again:
+        alone = again.step([], Room(5)).asking
+        assert [(it.key, it.rows) for it in alone] == [(Key(row, 1), 1) for row in range(5)]
+        (rest,) = again.step([], Room(5)).asking
+        assert rest.rows == 5
+        again.step([answer(it, {}) for it in (*alone, rest)], Room())
+    assert results(out) == {row: 2 * row for row in range(10)}
+
+
 def test_what_was_half_written_is_cut_off(begun: tuple[Path, Desk, Asking]) -> None:
     out, desk, asking = begun
     desk.step([answer(asking, {})], Room())

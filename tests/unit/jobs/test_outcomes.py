@@ -45,12 +45,12 @@ def test_so_it_has_where_the_request_failed_as_a_whole(code: str, count: int, at
     assert found.open in (0, count)
 
 
-@given(st.sampled_from(CODES), st.integers(1, 20))
-def test_nothing_is_sent_again_for_ever(code: str, count: int) -> None:
+@given(st.sampled_from(CODES), st.integers(1, 20), st.booleans())
+def test_nothing_is_sent_again_for_ever(code: str, count: int, bounded: bool) -> None:
     """But for what stops the job, which a person starts again."""
     pending, attempt = [count], 0
     while pending and attempt < 50:
-        outcomes = [outcome_of(Reply(error=error(code)), it, attempt) for it in pending]
+        outcomes = [outcome_of(Reply(error=error(code)), it, attempt, bounded=bounded) for it in pending]
         if any(it.fatal for it in outcomes):
             return
         pending = [again.count for it in outcomes for again in it.again]
@@ -78,6 +78,15 @@ def test_a_request_whose_rows_all_failed_alike_is_not() -> None:
 
 def test_a_group_that_was_away_gets_the_request_again_as_it_was() -> None:
     assert outcome_of(Reply(error=error("group_unavailable")), 3, 0).again == [Again(0, 3)]
+
+
+def test_rows_that_took_too_long_are_sent_one_by_one_and_then_fail() -> None:
+    late = Reply(error=error("deadline_exceeded"))
+    for attempt in (0, 1, 3):
+        assert outcome_of(late, 3, attempt, bounded=True).again == [Again(0, 1), Again(1, 1), Again(2, 1)]
+    assert list(outcome_of(late, 1, 1, bounded=True).failed) == [0]
+    assert outcome_of(late, 1, 0, bounded=True).again == [Again(0, 1)]
+    assert outcome_of(late, 3, 2).again == [Again(0, 3)], "of its queue: it may pass"
 
 
 def test_what_no_row_would_survive_stops_the_job() -> None:

@@ -321,7 +321,8 @@ def test_the_properties_of_a_request_are_told():
         "timestamp", "delivery_mode", "headers",
     }  # fmt: skip
     assert headers["headers"]["properties"].keys() == {
-        "rankmq-deadline", "rankmq-blobs", "rankmq-claims", "rankmq-claim", "rankmq-replayed", "traceparent",
+        "rankmq-deadline", "rankmq-run-ms", "rankmq-blobs", "rankmq-claims", "rankmq-claim", "rankmq-replayed",
+        "traceparent",
     }  # fmt: skip
     assert "known again" in headers["message_id"]["description"]
     for operation in DOCUMENT["operations"].values():
