@@ -41,7 +41,7 @@
         ├── CollectivesUnavailable  ranks cannot talk through shared memory on this machine, or for this graph
         ├── GroupError            ranks missing past the time allowed, or not agreeing
         ├── AlreadyRunning        a port, a state folder, a job or a rank is taken
-        └── JobStopped            an offline job ended before its time; it can be resumed
+        └── JobStopped            an offline job ended before its time
 
 An error crosses the wire as `ErrorInfo` (code, message, side), and `from_wire` makes the same exception of it again.
 """
@@ -95,6 +95,7 @@ __all__ = [
     "UnknownServable",
     "UnknownVersion",
     "UnsupportedSchema",
+    "Way",
     "error_codes",
     "from_wire",
 ]
@@ -402,11 +403,25 @@ class AlreadyRunning(OperatorError):
     exit_code = 7
 
 
+Way = Literal["resume", "results", "again", "cancel", "new"]
+"""What can be done about a job that stopped: resume it; resume it with results of another kind; run it again, into the
+same folder, as nothing was answered; cancel it, for the results that it has; start a new one, and nothing else."""
+
+
 class JobStopped(OperatorError):
-    """An offline job ended before its time. What was answered is on record, and it can be resumed."""
+    """An offline job ended before its time. What was answered is on record.
+
+    Args:
+        message: why, in one line.
+        way: what can be done about it.
+    """
 
     code = "job_stopped"
     exit_code = 10
+
+    def __init__(self, message: str, *, way: Way = "resume") -> None:
+        super().__init__(message)
+        self.way: Way = way
 
 
 def _tree(root: type[RankmqError]) -> list[type[RankmqError]]:

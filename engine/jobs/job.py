@@ -13,6 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,27 @@ import msgspec
 from ...schemas.errors import AlreadyRunning, ConfigurationError, InvalidInput, JobStopped, RankmqError
 from ..address import BrokerAddress
 from ..blobs import BlobStore
-from ..claims import ClaimFolder, new_token
+from ..claims import new_token
 from ..client_blobs import ClientBlobs
 from ..client_terms import check_lane, check_span
 from .assembly import Record
 from .columns import Columns, Mapped
 from .desk import MANIFEST, SPOOL, Desk
+from .folder import RESULTS, check_free, clear, forget_bodies
 from .inputs import fingerprint, kind_of, open_rows, spool
 from .job_blobs import JobBlobs
 from .lock import JobLock
 from .manifest import Manifest
 from .on_thread import run_on_thread
 from .places import Place, cannot
-from .runner import Runner, Watch
-from .spec import Counts, Spec
+from .runner import Ending, Runner, Watch
+from .spec import Counts, Spec, State
 from .status import LOCK, JobStatus, status_of, summary_of
+from .withdraw import withdraw
 from .writers import check_results, write_errors, write_results
 
 __all__ = ["Job"]
 
-_SUFFIXES = {"jsonl": "results.jsonl", "npz": "results.npz", "npy": "results.npy", "parquet": "results.parquet"}
 _STDIN = "input.jsonl"
 _OWN = {MANIFEST, SPOOL, LOCK, _STDIN, "errors.jsonl", "summary.json", "job.log"}
 
@@ -51,6 +53,9 @@ class Job:
     Args:
         folder: where its manifest is.
 
+    Attributes:
+        untold: why the engine could not be told of the last `cancel`; "" if it was, or had nothing of the job.
+
     Raises:
         ConfigurationError: there is no job in this folder.
     """
@@ -60,6 +65,7 @@ class Job:
         manifest = Manifest(self.folder / MANIFEST, reading=True)
         self._spec = manifest.spec
         manifest.close()
+        self.untold = ""
         self._runner: Runner | None = None
         self._stopped = threading.Event()
 
@@ -130,7 +136,7 @@ class Job:
         if manifest is None and place.local is None:
             raise ConfigurationError(f"{place} is not on this machine: name a folder that is for the job's record")
         folder = Path(manifest).absolute() if manifest is not None else Path(place.name)
-        _check_free(folder, place)
+        again = check_free(folder, place)
         mapped = [Mapped.parse(it) for it in columns]
         made = not folder.exists()
         try:
@@ -163,6 +169,8 @@ class Job:
                 claims=new_token(),
                 deadline=deadline,
             )
+            if again:
+                clear(folder)
             Manifest.create(folder / MANIFEST, spec, Counts(total=rows.total, size=rows.size)).close()
         except BaseException:
             if made:
@@ -247,57 +255,83 @@ class Job:
         """How it is, whoever runs it."""
         return status_of(self.folder)
 
-    def cancel(self) -> JobStatus:
+    def cancel(self, broker_url: str | BrokerAddress | None = None, *, connect_timeout: float = 3.0) -> JobStatus:
         """Gives it up for good; the results of the rows that are done are written. Does not wait for who runs it.
 
+        Where nobody does, the engine is told to give up what was sent of it; if it could not be, `untold` says why.
+
+        Args:
+            broker_url: amqp[s]://user:password@host:port/vhost; None: the engine is not told.
+            connect_timeout: seconds to go on trying to reach it.
+
         Raises:
-            ConfigurationError: it has ended.
+            ConfigurationError: it has ended, or no such URL can be.
+            JobStopped: the results cannot be written, and it is not given up.
         """
-        status = self.status()
-        if status.state in ("completed", "cancelled"):
-            raise ConfigurationError(f"{self.id} is {status.state}: there is nothing to cancel")
-        manifest = Manifest(self.folder / MANIFEST)
+        address = BrokerAddress.parse(broker_url) if isinstance(broker_url, str) else broker_url
+        self.untold = ""
         try:
-            manifest.ask_cancel()
-        finally:
-            manifest.close()
-        try:
-            with JobLock(self.folder / LOCK):
-                self._set_state("cancelling")
-                self._finish()
+            self._give_up(address, connect_timeout)
         except AlreadyRunning:
-            pass  # it looks every second
+            self._ask_cancel()  # it looks every second
+            if self.status().runner is None:  # it has ended meanwhile
+                with contextlib.suppress(AlreadyRunning):
+                    self._give_up(address, connect_timeout)
         return self.status()
+
+    def _give_up(self, address: BrokerAddress | None, timeout: float) -> None:
+        with JobLock(self.folder / LOCK):
+            state = self.status().state
+            if state in ("completed", "cancelled"):
+                raise ConfigurationError(f"{self.id} is {state}: there is nothing to cancel")
+            self._set_state("cancelling")
+            self._finish(back="finalizing" if state == "finalizing" else "failed")
+            with closing(Manifest(self.folder / MANIFEST)) as manifest:
+                keys = manifest.pending()
+            self.untold = withdraw(address, self._spec.id, keys, timeout=timeout)
 
     # ------------------------------------------------------------------------------------------------------ a run
 
     def _answered(self, runner: Callable[[Desk], Runner], blobs: JobBlobs | None) -> bool:
         """Has all rows answered; gives whether the job is to be finished, as it is too when it was given up."""
-        desk = Desk(self.folder, blobs=blobs)
         try:
-            self._set_state("in_progress")
-            try:
-                _ = desk.reader  # opened now: what is wrong with it is said before anything else
-                self._runner = runner(desk)
-                if self._stopped.is_set():
-                    return False
-                ending = run_on_thread(self._runner)
-            except RankmqError as error:
-                self._note(error)
-                raise
-        finally:
-            self._runner = None
-            desk.close()
+            ending = self._ending(runner, blobs)
+        except RankmqError as error:
+            self._note(error, "failed")
+            raise
         if ending == "cancelled":
             self._set_state("cancelling")
         return ending != "stopped"
 
-    def _finish(self) -> None:
-        """Writes what there is to write, and says that the job has ended."""
+    def _ending(self, runner: Callable[[Desk], Runner], blobs: JobBlobs | None) -> Ending:
+        desk = Desk(self.folder, blobs=blobs)
+        try:
+            self._set_state("in_progress")
+            _ = desk.reader  # opened now: what is wrong with it is said before anything else
+            self._runner = runner(desk)
+            return "stopped" if self._stopped.is_set() else run_on_thread(self._runner)
+        finally:
+            self._runner = None
+            desk.close()
+
+    def _finish(self, back: State | None = None) -> None:
+        """Writes what there is to write, and says that the job has ended.
+
+        Args:
+            back: its state where that cannot be done: then it is not given up any more, if it was.
+        """
         cancelled = status_of(self.folder).state == "cancelling"
         if not cancelled:
             self._set_state("finalizing")
-        record = Record(self.folder, self._stopped.is_set)
+        try:
+            self._write(self._stopped.is_set if back is None else lambda: False, cancelled=cancelled)
+        except RankmqError as error:
+            self._note(error, back or ("failed" if cancelled else "finalizing"))
+            raise
+        self._clear()
+
+    def _write(self, stopped: Callable[[], bool], *, cancelled: bool) -> None:
+        record = Record(self.folder, stopped)
         try:
             manifest = record.manifest
             spec, counts = manifest.spec, manifest.counts
@@ -311,74 +345,47 @@ class Job:
             with Place(spec.summary).writing() as file:
                 file.write(json.dumps(told, indent=2).encode() + b"\n")
             manifest.set_state("cancelled" if cancelled else "completed")
-        except RankmqError as error:
-            self._note(error)
-            raise
         finally:
             record.close()
-        self._clear()
 
     def _clear(self) -> None:
         """The replies have become results."""
         (self.folder / SPOOL).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # of a runner that was killed
-            ClaimFolder.open(self._spec.claims).remove()
+        forget_bodies(self._spec)
 
     def _rename(self, results: str) -> None:
         spec = self._spec
         folder = Place(spec.errors.rpartition("/")[0])
         place = _results_place(folder, results, Place(spec.source))
-        manifest = Manifest(self.folder / MANIFEST)
-        try:
+        with closing(Manifest(self.folder / MANIFEST)) as manifest:
             if manifest.state == "completed":
                 raise ConfigurationError(f"{self.id} is completed: its results are in {spec.results}")
-        finally:
-            manifest.close()
         self._change(results=place.name)
 
     def _change(self, **changes: Any) -> None:
         """Has it do something else than before: where its results go, or how long a request may take."""
-        manifest = Manifest(self.folder / MANIFEST)
-        try:
+        with closing(Manifest(self.folder / MANIFEST)) as manifest:
             manifest.set_spec(msgspec.structs.replace(manifest.spec, **changes))
-        finally:
-            manifest.close()
 
     def _set_state(self, state: Any) -> None:
-        manifest = Manifest(self.folder / MANIFEST)
-        try:
+        with closing(Manifest(self.folder / MANIFEST)) as manifest:
             manifest.set_state(state)
-        finally:
-            manifest.close()
 
-    def _note(self, error: RankmqError) -> None:
+    def _ask_cancel(self) -> None:
+        with closing(Manifest(self.folder / MANIFEST)) as manifest:
+            manifest.ask_cancel()
+
+    def _note(self, error: RankmqError, state: State) -> None:
         """Takes down why it ended, as far as there is room for it."""
-        with contextlib.suppress(RankmqError):
-            manifest = Manifest(self.folder / MANIFEST)
-            try:
-                # What was being put together goes on from there.
-                manifest.set_state("finalizing" if manifest.state == "finalizing" else "failed", error.message)
-            finally:
-                manifest.close()
-
-
-def _check_free(folder: Path, output: Place) -> None:
-    if (folder / MANIFEST).is_file():
-        status = status_of(folder)
-        raise ConfigurationError(
-            f"{folder} is the folder of {status.spec.id} ({status.word}), over {status.spec.source}: "
-            f"resume it (rankmq job resume {folder}), or name another folder"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise ConfigurationError(f"{folder} is a file: name a folder")
-    for name in (*_SUFFIXES.values(), "errors.jsonl", "summary.json"):
-        if output.within(name).exists():
-            raise ConfigurationError(f"{output.within(name)} is there already: name another folder")
+        with contextlib.suppress(RankmqError), closing(Manifest(self.folder / MANIFEST)) as manifest:
+            if manifest.state == "cancelling":
+                manifest.ask_cancel(asked=False)
+            manifest.set_state(state, error.message, error.way if isinstance(error, JobStopped) else "resume")
 
 
 def _results_place(output: Place, name: str | None, source: Place) -> Place:
     if name is None:
-        name = _SUFFIXES.get(kind_of(source), "results/")
+        name = RESULTS.get(kind_of(source), "results/")
     parts = name.rstrip("/").split("/")
     if "://" not in name and (not name.strip("/") or name.startswith("/") or not {"", ".", ".."}.isdisjoint(parts)):
         raise ConfigurationError(f"--results {name!r}: the name of a file in the job's folder, or a URL")

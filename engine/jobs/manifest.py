@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast, get_args
 
 import msgspec
 
-from ...schemas.errors import ConfigurationError, JobStopped
+from ...schemas.errors import ConfigurationError, JobStopped, Way
 from .places import cannot
 from .spec import Counts, Spec, State
 from .spool import Span
@@ -191,11 +191,12 @@ class Manifest:
             state = self._get("state")
         return cast(State, state if state in get_args(State) else "failed")
 
-    def set_state(self, state: State, reason: str = "") -> None:
-        """Writes down what the job is at, and why."""
+    def set_state(self, state: State, reason: str = "", way: Way = "resume") -> None:
+        """Writes down what the job is at, why, and what can be done about it."""
         with self.transaction():
             self._set("state", state)
             self._set("reason", reason)
+            self._set("way", way)
             if state in ("completed", "cancelled"):
                 self._set("ended", repr(time.time()))
 
@@ -210,6 +211,13 @@ class Manifest:
         """Why it failed."""
         with self._told():
             return self._get("reason")
+
+    @property
+    def way(self) -> Way:
+        """What can be done about that."""
+        with self._told():
+            way = self._get("way", "resume")
+        return cast(Way, way if way in get_args(Way) else "resume")
 
     @property
     def ended(self) -> float | None:
@@ -229,10 +237,10 @@ class Manifest:
         counts.updated = time.time()
         self._set("counts", _json(counts))
 
-    def ask_cancel(self) -> None:
-        """The job is to be given up; whoever runs it looks now and then."""
+    def ask_cancel(self, *, asked: bool = True) -> None:
+        """The job is to be given up, or not any more; whoever runs it looks now and then."""
         with self.transaction():
-            self._set("cancel", "1")
+            self._set("cancel", "1" if asked else "")
 
     @property
     def cancel_asked(self) -> bool:

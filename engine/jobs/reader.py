@@ -39,7 +39,8 @@ class Reader:
             raise JobStopped(f"{place} is not there any more: put it back")
         if (now := fingerprint(place)) != spec.fingerprint:
             raise JobStopped(
-                f"{place} has changed since the job began: it was {spec.fingerprint}, and is {now}; start a new job"
+                f"{place} has changed since the job began: it was {spec.fingerprint}, and is {now}",
+                way="cancel",
             )
         mapped = [Mapped.parse(it) for it in spec.columns]
         self._source = spec.source
@@ -109,10 +110,12 @@ class Reader:
                 continue
             made = self._made(row)
             if isinstance(made, RankmqError):
-                raise JobStopped(f"{self._source}: row {chunk.first + index} was good before: {made.message}")
+                text = f"{self._source}: row {chunk.first + index} was good before: {made.message}"
+                raise JobStopped(text, way="cancel")
             inputs[chunk.first + index] = made
         if len(inputs) + len(bad) != chunk.count:
-            raise JobStopped(f"{self._source} ends before row {chunk.first + chunk.count}: it was cut off meanwhile")
+            text = f"{self._source} ends before row {chunk.first + chunk.count}: it was cut off meanwhile"
+            raise JobStopped(text, way="cancel")
         self._chunks[chunk.first] = inputs
         if len(self._chunks) > _REMEMBERED_CHUNKS:
             self._chunks.popitem(last=False)

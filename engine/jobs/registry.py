@@ -21,6 +21,8 @@ def remember_job(state: Path, job: str, folder: Path) -> None:
     """Takes down where a job is; a state folder that cannot be written is no reason not to run it."""
     with contextlib.suppress(OSError):
         (state / _FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for other in [it for it, path in known_jobs(state) if path == folder and it != job]:  # it had the folder before
+            forget_job(state, other)
         draft = state / _FOLDER / f".{job}"
         draft.write_text(json.dumps({"folder": str(folder)}), encoding="utf-8")
         draft.replace(state / _FOLDER / f"{job}.json")

@@ -91,10 +91,12 @@ def _rows_of(
         try:
             data = file.read(rows * width)
         except _BROKEN as error:
-            raise JobStopped(cannot(f"{what} cannot be read on at row {position}", error)) from None
+            text = cannot(f"{what} cannot be read on at row {position}", error)
+            raise JobStopped(text, way="resume" if isinstance(error, OSError) else "cancel") from None
         if len(data) != rows * width:
             raise JobStopped(
-                f"{what} ends within row {position + len(data) // max(1, width)}: it was cut off meanwhile"
+                f"{what} ends within row {position + len(data) // max(1, width)}: it was cut off meanwhile",
+                way="cancel",
             )
         position += rows
         if crc is not None:

@@ -70,7 +70,8 @@ class ParquetRows:
                         yield from _rows_of(batch, number, max(0, position - number))
                     number += len(batch)
             except (pyarrow.ArrowException, OSError) as error:
-                raise JobStopped(cannot(f"{self._place} cannot be read on at row {number}", error)) from None
+                text = cannot(f"{self._place} cannot be read on at row {number}", error)
+                raise JobStopped(text, way="cancel") from None
 
 
 def _rows_of(batch: Any, first: int, start: int) -> Iterator[Row]:

@@ -220,7 +220,7 @@ class Runner:
         if step.claims_lost:
             line.keep_bodies()
         if step.fatal:
-            raise JobStopped(step.fatal)
+            raise JobStopped(step.fatal, way="resume" if step.counts.completed else "again")
         now = time.monotonic()
         for key, rows in step.settled.items():
             sent = self._sent.pop(key, None)

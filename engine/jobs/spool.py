@@ -48,7 +48,7 @@ class Spool:
         except OSError as error:
             raise JobStopped(cannot(f"{path} cannot be used", error)) from None
         if size < end:
-            raise JobStopped(f"{path} has {size} bytes, and {end} are on record: it was cut off; start a new job")
+            raise JobStopped(f"{path} has {size} bytes, and {end} are on record: it was cut off", way="new")
         self._end = end
 
     def append(self, body: bytes) -> Span:
@@ -90,7 +90,7 @@ class Spool:
         except OSError as error:
             raise JobStopped(cannot(f"{self._path} cannot be read", error)) from None
         if len(body) != span.length or zlib.crc32(body) != span.check:
-            raise JobStopped(f"{self._path} is damaged at byte {span.offset}: start a new job")
+            raise JobStopped(f"{self._path} is damaged at byte {span.offset}", way="new")
         return body
 
     def close(self) -> None:

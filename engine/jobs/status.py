@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...schemas.errors import Way
 from .desk import MANIFEST
 from .lock import Holder, JobLock
 from .manifest import Manifest
@@ -29,6 +30,7 @@ class JobStatus:
         counts: how far it is.
         ended: when it ended, in seconds since 1970.
         runner: who runs it now; None if nobody does.
+        way: what can be done about why it ended.
     """
 
     folder: Path
@@ -38,6 +40,7 @@ class JobStatus:
     counts: Counts
     ended: float | None
     runner: Holder | None
+    way: Way = "resume"
 
     @property
     def word(self) -> str:
@@ -77,6 +80,7 @@ def status_of(folder: Path) -> JobStatus:
             manifest.counts,
             manifest.ended,
             JobLock.holder(folder / LOCK),
+            manifest.way,
         )
     finally:
         manifest.close()

@@ -22,7 +22,7 @@ __all__ = ["write_folder", "write_npy", "write_npz"]
 
 _ROW = "row"
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
-_OTHER = "resume the job with --results results.jsonl: nothing is computed again"
+_OTHER = "JSON lines (--results results.jsonl) can hold it, and nothing is computed again"
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 """The files of the archive have no time of their own, so that the same results have the same bytes."""
 
@@ -58,23 +58,24 @@ def _look_over(place: Place, results: Iterator[Result]) -> tuple[dict[str, _Colu
         if not count:
             columns = {name: _Column(array.dtype, array.shape) for name, array in arrays.items()}
         if arrays.keys() != columns.keys():
-            raise JobStopped(_unlike(place, result, f"has the outputs {', '.join(arrays)}"))
+            raise _unlike(place, result, f"has the outputs {', '.join(arrays)}")
         for name, array in arrays.items():
             column = columns[name]
             if array.dtype.kind == "O":
-                raise JobStopped(f"{place}: output {name} is bytes, which arrays cannot hold; {_OTHER}")
+                raise JobStopped(f"{place}: output {name} is bytes, which arrays cannot hold; {_OTHER}", way="results")
             if array.shape != column.shape or array.dtype.kind != column.dtype.kind:
-                raise JobStopped(_unlike(place, result, f"has {name} of {array.dtype} and shape {list(array.shape)}"))
+                raise _unlike(place, result, f"has {name} of {array.dtype} and shape {list(array.shape)}")
             if array.dtype.kind == "U":
                 column.dtype = max(column.dtype, array.dtype, key=lambda it: it.itemsize)
             elif array.dtype != column.dtype:
-                raise JobStopped(_unlike(place, result, f"has {name} of {array.dtype}"))
+                raise _unlike(place, result, f"has {name} of {array.dtype}")
         count += 1
     return columns, count
 
 
-def _unlike(place: Place, result: Result, what: str) -> str:
-    return f"{place}: the results are no one array: row {result.row} {what}, unlike the first; {_OTHER}"
+def _unlike(place: Place, result: Result, what: str) -> JobStopped:
+    text = f"{place}: the results are no one array: row {result.row} {what}, unlike the first; {_OTHER}"
+    return JobStopped(text, way="results")
 
 
 def _write_head(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
@@ -115,7 +116,8 @@ def write_npy(place: Place, results: Any) -> None:
     """
     columns, count = _look_over(place, results())
     if len(columns) > 1:
-        raise JobStopped(f"{place}: there are the outputs {', '.join(columns)}, and a .npy file holds one; {_OTHER}")
+        text = f"{place}: there are the outputs {', '.join(columns)}, and a .npy file holds one; {_OTHER}"
+        raise JobStopped(text, way="results")
     with place.writing() as file:
         for name, column in columns.items():
             _write_head(file, column.dtype, (count, *column.shape))
@@ -136,7 +138,7 @@ def write_folder(place: Place, results: Any) -> None:
         for name, tensor in result.outputs.items():
             array = _array(tensor)
             if array.dtype.kind == "O":
-                raise JobStopped(f"{place}: output {name} is bytes, which arrays cannot hold; {_OTHER}")
+                raise JobStopped(f"{place}: output {name} is bytes, which arrays cannot hold; {_OTHER}", way="results")
             with place.within(f"{stem}.{name}.npy" if len(result.outputs) > 1 else f"{stem}.npy").writing() as file:
                 _write_head(file, array.dtype, array.shape)
                 file.write(np.ascontiguousarray(array).tobytes())

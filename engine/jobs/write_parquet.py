@@ -18,7 +18,7 @@ __all__ = ["check", "write_parquet"]
 _MOST_ROWS = 4096
 _MOST_BYTES = 16 << 20
 _CUSTOM_ID = "custom_id"
-_OTHER = "resume the job with --results results.jsonl: nothing is computed again"
+_OTHER = "JSON lines (--results results.jsonl) can hold it, and nothing is computed again"
 
 
 def check() -> None:
@@ -54,7 +54,7 @@ def write_parquet(place: Place, results: Any) -> None:
                 schema = pyarrow.schema([(_CUSTOM_ID, pyarrow.string())])
                 writer = pyarrow.parquet.ParquetWriter(file, schema)
         except pyarrow.ArrowException as error:
-            raise JobStopped(f"{place}: {' '.join(str(error).split())[:300]}") from None
+            raise JobStopped(f"{place}: {' '.join(str(error).split())[:300]}; {_OTHER}", way="results") from None
         finally:
             if writer is not None:
                 writer.close()
@@ -117,4 +117,4 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 def _unlike(place: Place, row: Result, what: str) -> JobStopped:
-    return JobStopped(f"{place}: row {row.row} {what}, unlike the first; {_OTHER}")
+    return JobStopped(f"{place}: row {row.row} {what}, unlike the first; {_OTHER}", way="results")

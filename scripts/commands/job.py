@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ...engine.jobs.job import Job
     from ...engine.jobs.status import JobStatus
     from ...engine.settings import Settings
+    from ...schemas.errors import RankmqError
 
 __all__ = ["add_to"]
 
@@ -117,6 +118,7 @@ def _begins(go: Callable[..., None], about: str) -> Callable[..., None]:
         patience: given.Patience = 3600.0,
     ) -> None:
         settings = _reachable(settings)
+        settings.address()  # what is wrong with it is said before there is a job
         job = _made(
             settings, source, output, servable, method, version=version, results=results, columns=columns or (),
             base64=base64, lane=lane, rows_per_request=rows_per_request, line_bytes=line_bytes,
@@ -142,9 +144,13 @@ def resume(
     from ...engine.jobs.registry import remember_job
 
     settings = _reachable(settings)
+    settings.address()
     job = _found(settings, which)
     remember_job(_state(settings), job.id, job.folder)
-    if background:
+    state = job.status().state
+    if state == "cancelled":
+        raise _cancelled(job)
+    if background and state != "completed":
         _in_background(settings, job, window=window, patience=patience, results=results, deadline=deadline)
     else:
         _run(settings, job, window=window, patience=patience, results=results, deadline=deadline)
@@ -201,10 +207,21 @@ def list_jobs(
 @with_settings("job", quiet=True)
 def cancel(settings: Settings, which: given.Which) -> None:
     """Give a job up for good; what is done is kept."""
+    from ...engine.address import BrokerAddress
+    from ...schemas.errors import RankmqError
+
     job = _found(settings, which)
-    found = job.cancel()
+    address: BrokerAddress | None = None
+    why = ""
+    try:
+        address = _reachable(settings).address()
+    except RankmqError as error:
+        why = error.message
+    found = job.cancel(address)
     if found.state == "cancelled":
         typer.echo(f"{job.id}: cancelled; {_kept(found)}")
+        if job.untold:
+            typer.echo(f"rankmq: what was sent of it is computed all the same: {why or job.untold}", err=True)
     else:
         typer.echo(f"{job.id}: being cancelled by {found.runner or 'who runs it'}")
 
@@ -251,46 +268,51 @@ def _made(settings: Settings, source: str, output: str, servable: str, method: s
 
 
 def _run(settings: Settings, job: Job, **options: Any) -> None:
-    from ...schemas.errors import InstancesFailed, JobStopped
+    from ...schemas.errors import AlreadyRunning, ConfigurationError, InstancesFailed, JobStopped, RankmqError
     from ..foreground import run_service
+    from ..job_page import way_on
     from ..job_progress import JobProgress
 
     typer.echo(f"{job.id}: from {job.status().spec.source} to {job.status().spec.results}")
-    with JobProgress() as progress:
+    progress = JobProgress()
 
-        def work() -> None:
-            job.run(
-                settings.address(),
-                watch=progress.show,
-                connect_timeout=settings.connect_timeout,
-                reconnect_timeout=settings.reconnect_timeout,
-                blob_store=settings.blob_store.get_secret_value() if settings.blob_store is not None else None,
-                inline_limit=settings.inline_limit,
-                **options,
-            )
+    def work() -> None:
+        job.run(
+            settings.address(),
+            watch=progress.show,
+            connect_timeout=settings.connect_timeout,
+            reconnect_timeout=settings.reconnect_timeout,
+            blob_store=settings.blob_store.get_secret_value() if settings.blob_store is not None else None,
+            inline_limit=settings.inline_limit,
+            **options,
+        )
 
-        try:
+    try:
+        with progress:
             run_service(work, job.stop)
-        except JobStopped as error:
-            raise JobStopped(f"{error.message}; {_go_on(job)}") from None
-        except KeyboardInterrupt:
-            if job.status().state != "completed":
-                typer.echo(f"rankmq: stopped; {_go_on(job)}", err=True)
-            raise
+    except (AlreadyRunning, ConfigurationError):
+        raise
+    except RankmqError as error:
+        raise type(error)(f"{error.message}; {way_on(job.status())}") from None
+    except KeyboardInterrupt:
+        if job.status().state != "completed":
+            typer.echo(f"rankmq: stopped; {way_on(job.status())}", err=True)
+        raise
     found = job.status()
     if found.state == "cancelled":
-        raise JobStopped(f"{job.id} was cancelled; {_kept(found)}")
+        raise _cancelled(job)
     if found.state != "completed":
-        raise JobStopped(f"stopped; {_go_on(job)}")
+        raise JobStopped(f"stopped; {way_on(found)}")
     counts = found.counts
-    typer.echo(f"{counts.completed:,} results in {found.spec.results}")
+    typer.echo(_kept(found))
     if counts.failed:
         raise InstancesFailed(f"{counts.failed:,} of {counts.ended:,} rows failed: see {found.spec.errors}")
 
 
-def _go_on(job: Job) -> str:
-    counts = job.status().counts
-    return f"{counts.ended:,} rows are on record, go on with: rankmq job resume {job.folder}"
+def _cancelled(job: Job) -> RankmqError:
+    from ...schemas.errors import JobStopped
+
+    return JobStopped(f"{job.id} was cancelled; {_kept(job.status())}")
 
 
 def _kept(found: JobStatus) -> str:
@@ -308,6 +330,7 @@ def _in_background(
 ) -> None:
     """Starts what runs it, in a session of its own; the broker's password is in its environment alone."""
     from ...schemas.errors import JobStopped
+    from ..job_page import way_on
 
     command = [sys.executable, "-m", "rankmq.scripts", "job", "resume", str(job.folder), "--window", str(window)]
     command += ["--patience", str(patience), *(() if results is None else ("--results", results))]
@@ -326,7 +349,7 @@ def _in_background(
                 start_new_session=True,
             )
     except OSError as error:
-        raise JobStopped(f"{log} cannot be written: {error.strerror}; {_go_on(job)}") from None
+        raise JobStopped(f"{log} cannot be written: {error.strerror}; {way_on(job.status())}") from None
     typer.echo(f"{job.id}: process {runner.pid} runs it; it writes to {log}")
     typer.echo(f"see how it is: rankmq job status {job.folder}")
 

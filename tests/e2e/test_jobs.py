@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from rankmq.engine import Job
 from rankmq.engine.jobs.status import status_of
+from rankmq.workers.rendezvous import free_port
 
 from tests.e2e.cli import DOUBLE, RANKMQ, Service, failed, rankmq
 from tests.e2e.graphs import WORDS, Graph, op, spec, write_servable
@@ -46,6 +47,14 @@ def double(x):
 def slow(x):
     y = register.call_servable(x, subgraph=1)
     return y
+
+doubled = PipelineServable("fussy", "double")
+
+@register.register_pipeline(output_names=["y"])
+def grow(x):
+    while x.max() < 100:
+        x = doubled.run(x)
+    return x
 """
 )
 
@@ -161,6 +170,30 @@ def test_what_passes_is_sent_again(system: System, state: Path, tmp_path: Path) 
     assert ended.returncode == 0, ended.stderr
     assert [it["outputs"]["y"][0] for it in lines(tmp_path / "out" / "results.jsonl")] == [2, -2002, 4, -2004]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["retries"] >= 2
+
+
+def test_a_row_that_never_ends_fails_alone(system: System, state: Path, tmp_path: Path) -> None:
+    rows = [[number, 0, 0] for number in (1, 2, 3, 0, 4, 5)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"x": row}) + "\n" for row in rows))
+    out = tmp_path / "out"
+    grow = ["run", tmp_path / "in.jsonl", "-s", "fussy", "-m", "grow", "-o", out, "--deadline", 4]
+    assert "1 of 6 rows failed" in failed(job(system, state, *grow), 8)
+    assert [it["outputs"]["y"][0] for it in lines(out / "results.jsonl")] == [128, 128, 192, 128, 160]
+    assert [(it["row"], it["code"]) for it in lines(out / "errors.jsonl")] == [(3, "deadline_exceeded")]
+
+
+def test_what_can_be_done_is_said_where_it_helps(system: System, state: Path, tmp_path: Path) -> None:
+    source, out = write_lines(tmp_path / "in.jsonl", 5), tmp_path / "out"
+    nobody = rankmq(
+        "job", "run", source, *DOUBLED, "-o", out, connect_timeout=0.2,
+        broker_url=f"amqp://guest:guest@127.0.0.1:{free_port('127.0.0.1')}", state_dir=state,
+    )  # fmt: skip
+    assert f"go on with: rankmq job resume {out}" in failed(nobody, 4)
+    write_lines(source, 6)
+    said = failed(job(system, state, "resume", out), 10)
+    assert "has changed since the job began" in said
+    assert "start a new job" in said
+    assert "resume" not in said.replace("it cannot be resumed so", "")
 
 
 # ------------------------------------------------------------------------------------------------------ kinds of files
@@ -298,6 +331,11 @@ def test_cancelled(system: System, state: Path, tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["state"] == "cancelled"
     assert "there is nothing to cancel" in failed(job(system, state, "cancel", out), 3)
 
+    assert "was cancelled" in failed(job(system, state, "resume", out, "--background"), 10)
+    taken = failed(job(system, state, "run", *slow, out), 3)
+    assert "name another folder" in taken
+    assert "resume" not in taken
+
     idle = tmp_path / "idle"
     Job.create(tmp_path / "x.npy", idle, "fussy", "slow", columns=["x"])
     told = job(system, state, "cancel", idle)
@@ -311,7 +349,12 @@ def test_a_method_that_there_is_not_stops_the_job(system: System, state: Path, t
     said = failed(ended, 10)
     assert "every row would fail" in said
     assert "nothing" in said
+    assert "resume" not in said
+    assert f"run it again, into {out} if you like" in said
     assert job(system, state, "status", out).stdout.count("every row would fail") == 1
+    again = job(system, state, "run", source, *DOUBLED, "-o", out)
+    assert again.returncode == 0, again.stderr
+    assert len(lines(out / "results.jsonl")) == 50
 
 
 @pytest.mark.parametrize(
@@ -321,6 +364,7 @@ def test_a_method_that_there_is_not_stops_the_job(system: System, state: Path, t
         (["run", "empty.jsonl", *DOUBLED, "-o", "out"], 3, "is empty: there is nothing to do"),
         (["run", "in.jsonl", *DOUBLED, "-o", "out", "--map", "x=y=z:nonsense", "--lane", "sideways"], 2, "no lane"),
         (["run", "in.jsonl", *DOUBLED, "-o", "out", "--results", "out.csv"], 3, "what kind of file is it"),
+        (["run", "in.jsonl", *DOUBLED, "-o", "out", "--broker-url", "nonsense"], 3, "URL must look like"),
         (["status", "nowhere"], 3, "neither the folder of a job nor the id of one"),
         (["list", "nowhere"], 3, "there is no such folder"),
         (["run", "s3://nowhere/in.jsonl", *DOUBLED, "-o", "out"], 3, "s3"),

@@ -14,7 +14,7 @@ import numpy as np
 import pika
 import pytest
 from rankmq.engine import Job, topology
-from rankmq.engine.jobs import desk, runner
+from rankmq.engine.jobs import desk, runner, withdraw
 from rankmq.engine.jobs.status import JobStatus
 from rankmq.schemas.errors import (
     BrokerUnavailable,
@@ -344,6 +344,67 @@ def test_cancelled_requests_are_given_up_by_the_engine_too(broker_url: str, tmp_
         assert {p.correlation_id for p in it.cancels} <= {f"{job.id}.{first}.0" for first in range(5, COUNT, 5)}
     assert values(tmp_path) == [0, 2, 4, 6, 8]
     assert lines(tmp_path, "errors.jsonl") == []
+
+
+def test_the_engine_is_told_where_nobody_runs_it(
+    broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(withdraw, "_SETTLE_SECONDS", 0.1)
+    with answering(broker_url, lambda request: doubled(request) if 0 in numbers(request) else None) as it:
+        job = make(tmp_path, it)
+        with running(job, broker_url):
+            wait_for(lambda: job.status().counts.completed == 5 and job.status().counts.requests == COUNT // 5)
+            job.stop()
+        status = Job(tmp_path / "out").cancel(broker_url)
+        assert (status.state, job.untold) == ("cancelled", "")
+        it.hears_of(COUNT // 5 - 1)
+        assert {p.correlation_id for p in it.cancels} == {f"{job.id}.{first}.0" for first in range(5, COUNT, 5)}
+    assert values(tmp_path) == [0, 2, 4, 6, 8]
+
+
+def test_the_queue_goes_once_the_engine_has_given_up_all_of_it(broker_url: str, tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def answer(request: Request) -> Reply:
+        assert go.wait(PATIENCE)
+        return Reply(error=ErrorInfo(code="cancelled", message="given up", side="sender"))
+
+    with answering(broker_url, answer) as it:
+        job = make(tmp_path, it, count=20)
+        with running(job, broker_url):
+            wait_for(lambda: job.status().counts.requests == 4)
+            job.stop()
+        go.set()
+        wait_for(lambda: queue_of(broker_url, job) == 4)
+        assert job.cancel(broker_url).state == "cancelled"
+    assert job.untold == ""
+    assert queue_of(broker_url, job) is None
+
+
+def test_a_job_is_cancelled_without_a_broker_as_well(broker_url: str, tmp_path: Path) -> None:
+    with answering(broker_url, lambda _: None) as it:
+        job = make(tmp_path, it)
+        with running(job, broker_url):
+            wait_for(lambda: job.status().counts.requests > 1)
+            job.stop()
+    with pytest.raises(ConfigurationError):
+        job.cancel("nonsense")
+    nobody = f"amqp://guest:guest@127.0.0.1:{free_port('127.0.0.1')}"
+    assert job.cancel(nobody, connect_timeout=0.2).state == "cancelled"
+    assert "127.0.0.1" in job.untold
+    assert "guest:guest" not in job.untold
+
+
+def test_where_no_row_can_be_asked_the_folder_is_free(broker_url: str, tmp_path: Path) -> None:
+    unknown = Reply(error=ErrorInfo(code="unknown_method", message="there is no method m", side="sender"))
+    with answering(broker_url, lambda _: unknown) as it:
+        job = make(tmp_path, it)
+        with pytest.raises(JobStopped, match="every row would fail: there is no method m") as error:
+            job.run(broker_url)
+        assert error.value.way == job.status().way == "again"
+        it.answer = doubled
+        assert make(tmp_path, it).run(broker_url).counts.completed == COUNT
+        assert values(tmp_path) == list(range(0, 2 * COUNT, 2))
 
 
 def test_results_that_cannot_be_written_wait_and_need_no_broker_any_more(broker_url: str, tmp_path: Path) -> None:

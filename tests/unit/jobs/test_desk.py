@@ -18,7 +18,9 @@ from rankmq.engine.jobs.assembly import Record
 from rankmq.engine.jobs.desk import Desk
 from rankmq.engine.jobs.job import Job
 from rankmq.engine.jobs.lock import JobLock
-from rankmq.engine.jobs.manifest import Key
+from rankmq.engine.jobs.manifest import Key, Manifest
+from rankmq.engine.jobs.registry import known_jobs, remember_job
+from rankmq.engine.jobs.spec import State
 from rankmq.engine.jobs.step import Answer, Asking, Room
 from rankmq.schemas import codec
 from rankmq.schemas.errors import AlreadyRunning, ConfigurationError, InvalidInput, JobStopped
@@ -357,6 +359,66 @@ def test_what_no_job_can_ask_for_is_told(servable: str, method: str, options: di
     with pytest.raises(InvalidInput):
         Job.create(tmp_path / "in.jsonl", tmp_path / "out", servable, method, **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("state", ["completed", "cancelled"])
+def test_a_folder_of_a_job_that_has_ended_is_not_resumed(tmp_path: Path, state: State) -> None:
+    make(tmp_path, ['{"x": 1}'])
+    with closing(Manifest(tmp_path / "out" / "job.sqlite")) as manifest:
+        manifest.set_state(state)
+    with pytest.raises(ConfigurationError, match="name another folder") as error:
+        make(tmp_path, ['{"x": 1}'])
+    assert "resume" not in error.value.message
+
+
+def test_a_folder_is_free_again_where_no_row_could_be_asked(tmp_path: Path) -> None:
+    first = make(tmp_path, ['{"x": 1}'])
+    with closing(Manifest(tmp_path / "out" / "job.sqlite")) as manifest:
+        manifest.set_state("failed", "no such method", "again")
+    with JobLock(tmp_path / "out" / "job.lock"), pytest.raises(ConfigurationError, match="is the folder of"):
+        make(tmp_path, ['{"x": 1}'])
+    with pytest.raises(ConfigurationError, match="no such file"):
+        Job.create(tmp_path / "none.jsonl", tmp_path / "out", "s", "m")
+    assert Job(tmp_path / "out").id == first.id, "it is there until there is another one"
+    second = make(tmp_path, ['{"x": 1}', '{"x": 2}'])
+    assert second.id != first.id
+    assert (second.status().state, second.status().reason) == ("in_progress", "")
+    state = tmp_path / "state"
+    remember_job(state, first.id, tmp_path / "out")
+    remember_job(state, second.id, tmp_path / "out")
+    assert [it for it, _ in known_jobs(state)] == [second.id]
+
+
+def test_a_cancel_that_fails_is_none(begun: tuple[Path, Desk, Asking]) -> None:
+    out, desk, asking = begun
+    desk.step([answer(asking, {})], Room(1))
+    desk.close()
+    (out / "results.jsonl.part").mkdir()
+    job = Job(out)
+    with pytest.raises(JobStopped, match=r"results\.jsonl cannot be written"):
+        job.cancel()
+    assert (job.status().word, job.status().way) == ("failed", "resume")
+    assert "cannot be written" in job.status().reason
+    with closing(Desk(out)) as again:
+        assert not again.step([], Room()).cancel_asked
+    (out / "results.jsonl.part").rmdir()
+    assert job.cancel().state == "cancelled"
+    assert job.untold == "no broker was named"
+    assert len((out / "results.jsonl").read_text().splitlines()) == 5
+
+
+def test_what_cannot_be_put_together_has_a_reason(begun: tuple[Path, Desk, Asking]) -> None:
+    out, desk, asking = begun
+    desk.step([answer(asking, {})], Room(1))
+    desk.close()
+    os.truncate(out / "job.replies", 20)
+    job = Job(out)
+    with pytest.raises(JobStopped, match="it was cut off"):
+        job.cancel()
+    with pytest.raises(JobStopped, match="it was cut off"):
+        job.run("amqp://guest:guest@127.0.0.1:1/")
+    assert (job.status().state, job.status().way) == ("failed", "new")
+    assert "it was cut off" in job.status().reason
 
 
 def test_what_is_no_job_is_told(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """How a job is shown: as a line, as a bar, as a page, as a table."""
 
+import dataclasses
 import io
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from rankmq.engine.jobs.lock import Holder
 from rankmq.engine.jobs.spec import Counts, Spec
 from rankmq.engine.jobs.status import JobStatus
+from rankmq.schemas.errors import Way
 from rankmq.scripts import job_progress
-from rankmq.scripts.job_page import job_page, jobs_table
+from rankmq.scripts.job_page import job_page, jobs_table, way_on
 from rankmq.scripts.job_progress import JobProgress, progress_line, span
 from rankmq.scripts.show import console
 
@@ -99,6 +102,19 @@ def test_a_job_that_nobody_runs_says_how_to_go_on(state: str, word: str) -> None
     assert word in text
     assert "no space left" in text
     assert "rankmq job resume /out" in text
+
+
+def test_what_can_be_done_about_it_is_one_command_at_most() -> None:
+    def way(kind: Way, **given: object) -> str:
+        return way_on(dataclasses.replace(status("failed"), way=kind, counts=counts(**given)))
+
+    assert way("resume") == "500 rows are on record, go on with: rankmq job resume /out"
+    assert way("results").endswith("go on with: rankmq job resume /out --results results.jsonl")
+    assert "run it again, into /out if you like" in way("again")
+    assert way("cancel").endswith("the 490 results that are on record are written by: rankmq job cancel /out")
+    for kind in get_args(Way):
+        assert way(kind).count("rankmq job") == (kind in ("resume", "results", "cancel"))
+        assert way(kind, completed=0).count("rankmq job") == (kind in ("resume", "results"))
 
 
 def test_what_a_program_reads() -> None:
