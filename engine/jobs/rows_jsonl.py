@@ -9,6 +9,7 @@ import msgspec
 import msgspec.json
 
 from ...schemas.errors import InvalidInput, JobStopped, LimitExceeded, RankmqError, Undecodable
+from .custom_ids import CUSTOM_ID, custom_id_of
 from .places import Place
 from .rows import Row
 
@@ -16,7 +17,6 @@ __all__ = ["JsonLines", "parse_line"]
 
 _BOM = b"\xef\xbb\xbf"
 _PIECE = 1 << 20
-_MOST_ID = 512
 _ENVELOPE = ("inputs", "body")
 
 
@@ -93,9 +93,10 @@ def parse_line(line: bytes) -> tuple[str | None, Mapping[str, Any]]:
         raise _BadLine(LimitExceeded("nested far too deeply")) from None
     if not isinstance(found, dict):
         raise _BadLine(Undecodable(f"a row is a JSON object, not {_kind(found)}"))
-    custom_id = found.pop("custom_id", None)
-    if custom_id is not None and not (isinstance(custom_id, str) and 1 <= len(custom_id) <= _MOST_ID):
-        raise _BadLine(InvalidInput(f"custom_id is text of 1 to {_MOST_ID} characters, not {custom_id!r:.60}"))
+    try:
+        custom_id = custom_id_of(found.pop(CUSTOM_ID, None))
+    except InvalidInput as error:
+        raise _BadLine(error) from None
     for name in _ENVELOPE:
         inner = found.get(name)
         if isinstance(inner, dict) and not {"dtype", "data"} <= inner.keys():  # those of a tensor

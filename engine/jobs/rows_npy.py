@@ -19,6 +19,7 @@ from numpy.lib import format as npy
 
 from ...schemas.errors import ConfigurationError, InvalidInput, JobStopped, RankmqError
 from ...schemas.tensors import dtype_name
+from .custom_ids import CUSTOM_ID, custom_id_of
 from .places import Place, cannot
 from .rows import Row
 
@@ -27,7 +28,6 @@ __all__ = ["ARRAY", "ArrayFile", "ArrayFolder", "ArrayZip"]
 ARRAY = "array"
 """The name of the one column of a .npy file, and of a folder of them."""
 
-_CUSTOM_ID = "custom_id"
 _BLOCK_BYTES = 1 << 20
 _LOCAL_HEADER = 30
 _BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -135,7 +135,7 @@ class ArrayFile:
 class ArrayZip:
     """An .npz file: its arrays are the columns, all of one length. Positions are numbers of rows.
 
-    An array of text called custom_id has the rows' ids.
+    An array of text or integers called custom_id has the rows' ids.
 
     Args:
         place: the file.
@@ -159,7 +159,7 @@ class ArrayZip:
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise ConfigurationError(f"{place}: its arrays have different numbers of rows: {told}")
-        self.columns: tuple[str, ...] | None = tuple(name for name in self._headers if name != _CUSTOM_ID)
+        self.columns: tuple[str, ...] | None = tuple(name for name in self._headers if name != CUSTOM_ID)
         if not self.columns:
             raise ConfigurationError(f"{place} has no arrays: there is nothing to do")
         self.size = lengths[self.columns[0]]
@@ -184,8 +184,12 @@ class ArrayZip:
             nbytes = sum(header.row_bytes for header in self._headers.values())
             for number in range(position, self.size):
                 values = {name: np.asarray(next(rows)) for name, rows in arrays.items()}
-                custom_id = values.pop(_CUSTOM_ID, None)
-                yield Row(number, number + 1, values, nbytes, None if custom_id is None else str(custom_id))
+                try:
+                    custom_id = custom_id_of(values.pop(CUSTOM_ID, None))
+                except InvalidInput as error:
+                    yield Row(number, number + 1, error)
+                else:
+                    yield Row(number, number + 1, values, nbytes, custom_id)
 
     def _member(
         self, archive: zipfile.ZipFile, name: str, stack: contextlib.ExitStack

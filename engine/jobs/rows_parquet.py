@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ...schemas.errors import ConfigurationError, InvalidInput, JobStopped, RankmqError
+from ...schemas.errors import ConfigurationError, InvalidInput, JobStopped
+from .custom_ids import CUSTOM_ID, custom_id_of
 from .places import Place, cannot
 from .rows import Row
 
 __all__ = ["ParquetRows"]
 
 _BATCH = 256
-_CUSTOM_ID = "custom_id"
 
 
 class ParquetRows:
-    """A Parquet file. Positions are numbers of rows. A column of text called custom_id has the rows' ids.
+    """A Parquet file. Positions are numbers of rows. A column of text or integers called custom_id has the rows' ids.
 
     Numbers and lists of numbers keep the dtype of their column; lists of lists are plain values, as in JSON.
 
@@ -36,8 +36,8 @@ class ParquetRows:
             names = tuple(parquet.schema_arrow.names)
             groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
         self._starts = [0, *itertools.accumulate(groups)]
-        self.columns: tuple[str, ...] | None = tuple(name for name in names if name != _CUSTOM_ID)
-        self._read = [name for name in names if wanted is None or name in wanted or name == _CUSTOM_ID]
+        self.columns: tuple[str, ...] | None = tuple(name for name in names if name != CUSTOM_ID)
+        self._read = [name for name in names if wanted is None or name in wanted or name == CUSTOM_ID]
         self.size = self._starts[-1]
         self.total: int | None = self.size
         if not self.size:
@@ -80,12 +80,12 @@ def _rows_of(batch: Any, first: int, start: int) -> Iterator[Row]:
     for index in range(start, len(batch)):
         number = first + index
         values: dict[str, Any] = {name: column[index] for name, column in columns.items()}
-        custom_id = values.pop(_CUSTOM_ID, None)
-        if custom_id is not None and not isinstance(custom_id, str):
-            error: RankmqError = InvalidInput(f"custom_id is text, not {custom_id!r:.60}")
+        try:
+            custom_id = custom_id_of(values.pop(CUSTOM_ID, None))
+        except InvalidInput as error:
             yield Row(number, number + 1, error)
         else:
-            yield Row(number, number + 1, values, share, custom_id or None)
+            yield Row(number, number + 1, values, share, custom_id)
 
 
 def _values(column: Any) -> Any:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ...schemas.errors import RankmqError
 from ..address import BrokerAddress
+from ..message_limit import MessageLimit
 from ..topology import REQUESTS
 from .line import JobLine
 from .manifest import Key
@@ -57,7 +58,7 @@ async def _tell(address: BrokerAddress, job: str, keys: Sequence[Key], timeout: 
 
     line = await JobLine.open(
         address, job, REQUESTS, on_answer, None,
-        blobs=False, deadline=None, patience=timeout, stopped=lambda: False,
+        blobs=False, deadline=None, patience=timeout, stopped=lambda: False, limit=MessageLimit(),
     )  # fmt: skip
     try:
         await line.cancel(list(keys))

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rankmq.engine.jobs.columns import Columns, Mapped
+from rankmq.engine.jobs.custom_ids import custom_id_of
 from rankmq.engine.jobs.inputs import fingerprint, open_rows, spool
 from rankmq.engine.jobs.places import Place
 from rankmq.engine.jobs.rows import Row
@@ -139,6 +140,36 @@ def test_a_line_may_hold_its_columns_in_three_ways(tmp_path: Path) -> None:
     assert [row.values for row in rows[:3]] == [{"x": 1}] * 3
     assert rows[3].values == {"body": {"dtype": "int8", "data": [1]}}
     assert [row.custom_id for row in rows] == [None, "a", "b", None]
+
+
+def ids_of(folder: Path, kind: str, ids: list[Any]) -> list[Row]:
+    file = folder / f"x.{kind}"
+    if kind == "jsonl":
+        file.write_text("".join(json.dumps({"custom_id": it, "x": 1}) + "\n" for it in ids))
+    elif kind == "npz":
+        np.savez(file, custom_id=np.array(ids), x=np.ones(len(ids)))
+    else:
+        pq.write_table(pa.table({"custom_id": ids, "x": np.ones(len(ids))}), file)
+    return list(opened(file).read(0))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "npz", "parquet"])
+def test_ids_are_text_or_integers_in_each_kind(kind: str, tmp_path: Path) -> None:
+    assert [row.custom_id for row in ids_of(tmp_path, kind, [7, -(2**62), 0])] == ["7", str(-(2**62)), "0"]
+    assert [row.custom_id for row in ids_of(tmp_path, kind, ["a", "ä" * 512])] == ["a", "ä" * 512]
+    for wrong in (["a" * 513], [""], [1.5], [True], [[1, 2]], [[]]):
+        (row,) = ids_of(tmp_path, kind, wrong)
+        assert isinstance(row.values, InvalidInput), wrong
+        assert row.values.message.startswith("custom_id is text of 1 to 512 characters, or an integer, not ")
+        assert "np." not in row.values.message
+        assert "array" not in row.values.message
+
+
+def test_ids_that_are_no_text_after_all() -> None:
+    assert custom_id_of(np.bytes_("ä".encode())) == "ä"
+    for wrong in (b"\xff", "\ud800", 10**5000, np.float32(1.5)):
+        with pytest.raises(InvalidInput, match="custom_id is text"):
+            custom_id_of(wrong)
 
 
 def test_columns_of_parquet_keep_their_kinds(tmp_path: Path) -> None:
