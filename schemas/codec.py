@@ -135,7 +135,9 @@ def decode_request(body: bytes, content_type: str = MSGPACK, limits: Limits | No
         raise body_too_large(len(body), limits.body_bytes)
     if content_type == JSON:
         if len(body) > limits.elements and sum(map(body.count, (b",", b"[", b"{"))) > limits.elements:
-            raise LimitExceeded(f"more than {limits.elements} values in a JSON body")
+            raise LimitExceeded(
+                f"more than {limits.elements} values in a JSON body: give tensors as dtype, shape and base64"
+            )
         request: Request = _decode(_json_request, _json_version, body, "JSON").message()
     else:
         if len(body) > limits.elements:
@@ -339,7 +341,8 @@ def _look_over(body: bytes, limits: Limits) -> None:
                 elif head == "array":
                     left -= len(memoryview(value))
                 if left < 0:
-                    raise LimitExceeded(f"more than {limits.elements} values outside of tensors' bytes")
+                    what = "values outside of tensors' bytes: give tensors as dtype, shape and data (base64 in JSON)"
+                    raise LimitExceeded(f"more than {limits.elements} {what}")
     except RecursionError as error:
         raise LimitExceeded("maps or lists nested far too deeply") from error
     except (*_MALFORMED, Undecodable) as error:

@@ -418,10 +418,12 @@ class JobStopped(OperatorError):
 
     code = "job_stopped"
     exit_code = 10
+    way: Way = "resume"  # of one that came over the wire too
 
     def __init__(self, message: str, *, way: Way = "resume") -> None:
         super().__init__(message)
-        self.way: Way = way
+        if way != self.way:
+            self.way = way
 
 
 def _tree(root: type[RankmqError]) -> list[type[RankmqError]]:

@@ -60,7 +60,8 @@ def flatten(value: object, limits: Limits | None = None) -> Nested:
             raise LimitExceeded(f"lists nested deeper than {limits.nesting}")
         shape.append(sizes.pop())
         if len(level) * shape[-1] > limits.elements:
-            raise LimitExceeded(f"more than {limits.elements} elements in nested lists")
+            what = "elements in nested lists: give tensors as dtype, shape and data (base64 in JSON)"
+            raise LimitExceeded(f"more than {limits.elements} {what}")
         level = list(chain.from_iterable(level))
 
 

@@ -50,6 +50,8 @@ class Mapped:
         """
         name, _, rest = text.partition("=")
         column, colon, dtype = rest.rpartition(":") if rest else name.rpartition(":")
+        if colon and not rest and dtype not in DTYPES:
+            raise ConfigurationError(f"--map {text}: {_no_dtype(dtype)}")
         if not colon or dtype not in DTYPES:
             column, dtype = rest, ""
         elif not rest:
@@ -120,6 +122,9 @@ def _resolved(mapped: Mapped, known: tuple[str, ...] | None) -> Mapped:
         return mapped if mapped.column else Mapped(mapped.input, mapped.input, mapped.dtype)
     column = mapped.column or (mapped.input if mapped.input in known else known[0] if len(known) == 1 else "")
     if column not in known:
+        before, _, dtype = column.rpartition(":")
+        if before in known:
+            raise ConfigurationError(f"--map {mapped}: {_no_dtype(dtype)}")
         what = f"no column {column!r}" if column else "which column is meant"
         raise ConfigurationError(f"--map {mapped}: {what}; there are: {', '.join(known)}")
     return Mapped(mapped.input, column, mapped.dtype)
@@ -128,6 +133,9 @@ def _resolved(mapped: Mapped, known: tuple[str, ...] | None) -> Mapped:
 def _made(mapped: Mapped, values: Mapping[str, Any]) -> Value:
     name = mapped.column
     if name not in values:
+        before, _, dtype = name.rpartition(":")
+        if before in values:
+            raise InvalidInput(f"column {before!r:.80}: {_no_dtype(dtype)}")
         there = ", ".join(sorted(values)[:20]) or "none"
         raise InvalidInput(f"no column {name!r:.80}; there are: {there:.300}")
     if len(mapped.input) > _LIMITS.name_length:
@@ -137,6 +145,10 @@ def _made(mapped: Mapped, values: Mapping[str, Any]) -> Value:
         return value if not mapped.dtype else _cast(value, mapped.dtype)
     except RankmqError as error:
         raise type(error)(f"column {name!r:.80}: {error.message}") from None
+
+
+def _no_dtype(name: str) -> str:
+    return f"no such dtype {name:.40}; there are: {', '.join(DTYPES)}"
 
 
 def _value(value: Any) -> Value:

@@ -11,7 +11,7 @@ from typing import IO, Final
 from ...schemas.errors import ConfigurationError, JobStopped
 from .places import Place, cannot
 from .rows import Rows
-from .rows_jsonl import JsonLines
+from .rows_jsonl import JsonLines, check_lines
 from .rows_npy import ArrayFile, ArrayFolder, ArrayZip
 from .rows_parquet import ParquetRows
 
@@ -61,6 +61,7 @@ def open_rows(place: Place, *, most_bytes: int, columns: frozenset[str] | None =
         raise ConfigurationError(f"{place} is empty: there is nothing to do")
     match kind:
         case "jsonl":
+            check_lines(place, most_bytes)
             rows = JsonLines(place, most_bytes)
             if next(rows.read(0), None) is None:
                 raise ConfigurationError(f"{place} has blank lines alone: there is nothing to do")

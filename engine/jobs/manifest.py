@@ -321,6 +321,13 @@ class Manifest:
             )
             return [(Key(*it[:2]), it[2], Span(*it[3:])) for it in found]
 
+    def failure_that_begins(self, words: Sequence[str]) -> Failure | None:
+        """The first row whose message begins with one of some words; None if there is none."""
+        with self._told():
+            where = " OR ".join(f"substr(message, 1, length(?{it})) = ?{it}" for it in range(1, len(words) + 1))
+            found = self._db.execute(f"SELECT * FROM errors WHERE {where} ORDER BY 1 LIMIT 1", tuple(words)).fetchone()
+        return None if found is None else Failure(*found)
+
     def failures(self) -> Iterator[Failure]:
         """The rows that failed for good, in their order."""
         with self._told():

@@ -268,6 +268,7 @@ def _made(settings: Settings, source: str, output: str, servable: str, method: s
 
 
 def _run(settings: Settings, job: Job, **options: Any) -> None:
+    from ...engine.jobs.hints import hint_of
     from ...schemas.errors import AlreadyRunning, ConfigurationError, InstancesFailed, JobStopped, RankmqError
     from ..foreground import run_service
     from ..job_page import way_on
@@ -306,7 +307,9 @@ def _run(settings: Settings, job: Job, **options: Any) -> None:
     counts = found.counts
     typer.echo(_kept(found))
     if counts.failed:
-        raise InstancesFailed(f"{counts.failed:,} of {counts.ended:,} rows failed: see {found.spec.errors}")
+        hint = hint_of(job.folder)
+        text = f"{counts.failed:,} of {counts.ended:,} rows failed: see {found.spec.errors}"
+        raise InstancesFailed(f"{text}; {hint}" if hint else text)
 
 
 def _cancelled(job: Job) -> RankmqError:

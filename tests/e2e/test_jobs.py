@@ -101,7 +101,7 @@ BROKEN: list[tuple[bytes, str, str]] = [
     (b"null", "undecodable", "null"),
     (b"true", "undecodable", "true or false"),
     (b'{"x": [1, 2, 3], "t": "\xff\xfe"}', "undecodable", "not JSON"),
-    (b'{"x": [NaN, 1, 2]}', "undecodable", "not JSON"),
+    (b'{"x": [NaN, 1, 2]}', "undecodable", "not JSON: it has no NaN"),
     (b'{"x": [1, 2, 3]} and more', "undecodable", "not JSON"),
     (b'{"x": [1, 2, 3]} {"x": [1, 2, 3]}', "undecodable", "not JSON"),
     (b"{'x': [1, 2, 3]}", "undecodable", "not JSON"),
@@ -230,6 +230,8 @@ def test_parquet_with_another_dtype(system: System, state: Path, tmp_path: Path)
     wrong = job(system, state, "run", tmp_path / "x.parquet", *DOUBLED, "--map", "x=v", "-o", tmp_path / "wrong")
     assert "1 of 1 rows failed" in failed(wrong, 8)
     assert "float64" in lines(tmp_path / "wrong" / "errors.jsonl")[0]["message"]
+    plain = failed(job(system, state, "run", tmp_path / "x.parquet", *DOUBLED, "-o", tmp_path / "plain"), 8)
+    assert plain.endswith("the inputs are x, and the columns v: say which is which, as --map x=v")
     right = job(system, state, "run", tmp_path / "x.parquet", *DOUBLED, "--map", "x=v:int32", "-o", tmp_path / "right")
     assert right.returncode == 0, right.stderr
     assert pq.read_table(tmp_path / "right" / "results.parquet").to_pylist() == [{"custom_id": "one", "y": [2, 4, 6]}]

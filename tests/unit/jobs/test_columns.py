@@ -37,11 +37,21 @@ def test_mappings(text: str, wanted: Mapped) -> None:
         (["x=a", "x=b"], ["a", "b"], "twice"),
         (["x=c"], ["a", "b"], "no column 'c'; there are: a, b"),
         (["x"], ["a", "b"], "which column is meant"),
+        (["x:float33"], ["x"], "no such dtype float33; there are: .*float32"),
+        (["x=a:float33"], ["a"], "no such dtype float33"),
+        (["x=c:float33"], ["a"], "no column 'c:float33'"),
     ],
 )
 def test_mappings_that_cannot_be(mapped: list[str], known: list[str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         Columns([Mapped.parse(it) for it in mapped], known)
+
+
+def test_a_dtype_that_there_is_not_is_no_column() -> None:
+    columns = Columns([Mapped.parse("x=a:float33")], None)
+    with pytest.raises(InvalidInput, match="column 'a': no such dtype float33"):
+        columns.input_of({"a": 1})
+    assert columns.input_of({"a": 1, "a:float33": 2}).values == {"x": 2}
 
 
 def test_each_column_is_the_input_of_its_name_unless_something_is_said() -> None:

@@ -172,6 +172,41 @@ def test_ids_that_are_no_text_after_all() -> None:
             custom_id_of(wrong)
 
 
+@pytest.mark.parametrize(
+    ("line", "custom_id", "said"),
+    [
+        (b'{"custom_id": "a", "x": [NaN]}', "a", "not JSON: it has no NaN; give the tensor as dtype, shape and base64"),
+        (b'{"x": -Infinity, "custom_id": "a"}', None, "it has no -Infinity"),
+        (b'\xef\xbb\xbf{"custom_id": 17, "x": [1', "17", "not JSON: "),
+        (b' { "custom_id" : "\\u00e4\\"b" , "x": "\xff"}', 'ä"b', "not JSON: "),
+        (b'{"x": {"custom_id": "a"}, "y": [1', None, "not JSON: "),
+        (b'{"custom_id": "\xff", "y": 1}', None, "not JSON: "),
+        (b'{"custom_id": "", "y": ', None, "not JSON: "),
+        (b'{"custom_id": "' + 5 * b"\\" + b'", "y": NaN', None, "not JSON: "),
+    ],
+)
+def test_a_line_that_cannot_be_read_keeps_its_id(line: bytes, custom_id: str | None, said: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(line)
+    (row,) = opened(tmp_path / "rows.jsonl").read(0)
+    assert isinstance(row.values, RankmqError)
+    assert said in row.values.message
+    assert row.custom_id == custom_id
+
+
+def test_a_line_too_long_says_what_to_set(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"x": 123456789}\n')
+    (row,) = opened(tmp_path / "rows.jsonl", most_bytes=8).read(0)
+    assert row.values.message == "a line of 17 bytes: 8 are allowed (--line-bytes)"
+
+
+@pytest.mark.parametrize("first", [b"[1, 2]", b"17", b"[[]]", b'{"x": "\xff"}'])
+def test_a_first_line_that_is_no_row_does_not_stop_the_others(first: bytes, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(first + b'\n{"x": 1}\n')
+    bad, good = opened(tmp_path / "rows.jsonl").read(0)
+    assert isinstance(bad.values, RankmqError)
+    assert good.values == {"x": 1}
+
+
 def test_columns_of_parquet_keep_their_kinds(tmp_path: Path) -> None:
     table = pa.table(
         {
@@ -248,6 +283,12 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no kind": (write("rows.csv", b"1"), "what kind of file is it"),
     "empty": (write("rows.jsonl", b""), "is empty: there is nothing to do"),
     "blank": (write("rows.jsonl", b"\n \n\t\n"), "blank lines alone"),
+    "an array on lines": (write("x.jsonl", b'\n [\n{"x": 1},\n{"x": 2}\n]\n'), "is a JSON array: a row is a line"),
+    "an array on a line": (write("x.jsonl", b'[{"x": 1}, {"x": 2}]'), "is a JSON array"),
+    "UTF-16": (write("x.jsonl", '{"x": 1}\n'.encode("utf-16")), "is UTF-16: save it as UTF-8"),
+    "no text": (write("x.jsonl", b"\1\0\2\n"), "is no text"),
+    "gzip": (write("x.jsonl", b"\x1f\x8b\x08abc\n"), "packed by gzip"),
+    "Parquet by another name": (write("x.jsonl", b"PAR1abc\n"), "is Parquet, not lines of JSON"),
     "empty npz": (write("x.npz", b""), "is empty"),
     "npz of text": (write("x.npz", b"hello"), "no whole .npz file"),
     "cut npz": (cut(as_npz, 0.7), "no whole .npz file"),
