@@ -181,6 +181,7 @@ class Runner:
         line.when_ended(self._news.set)
         self._window.paused()
         await self._take_what_waits(line)
+        self._window.paused()  # what waited came at once
         self._send_again()
         self._send(line)
         step = Step(self._desk.counts)
@@ -287,6 +288,7 @@ class Runner:
     def _send(self, line: JobLine) -> None:
         while self._ready and not line.blocked and time.monotonic() >= self._not_before:
             asking = self._ready.popleft()
+            self._window.sent(time.monotonic())
             sent = self._sent[asking.key] = _Sent(asking.rows, asking.nbytes, asking, time.monotonic())
             try:
                 line.publish(asking, self._question, lambda outcome, it=sent: self._said(it, outcome))  # type: ignore[misc]

@@ -15,6 +15,9 @@ _LATENCIES = 2.0
 """And so many times what a request takes by itself: ranks that could have more at once get more, if each is slow."""
 
 _PERIOD_SECONDS = 0.5
+_TAIL = 0.1
+"""So much of its length a period goes on past its end: answers that end together, after a silence, belong to it."""
+
 _PERIODS = 8  # whose best rate counts
 _RECENT = 4  # whose mean is the rate that is told
 _PRESSED_SECONDS = 30.0
@@ -56,6 +59,17 @@ class Window:
     def _begin(self, now: float | None) -> None:
         self._since = now
         self._rows = 0
+        if now is None:
+            self._open_until = -math.inf
+
+    def sent(self, now: float) -> None:
+        """A request was sent: the first period begins with it, so that the wait for the first answers counts.
+
+        Args:
+            now: seconds, monotonic.
+        """
+        if self._since is None:
+            self._begin(now)
 
     def answered(self, rows: int, took: float, now: float) -> bool:
         """A request of so many rows was answered.
@@ -70,14 +84,19 @@ class Window:
         """
         if rows:
             self._quickest = min(self._quickest, took)
-        if self._since is None:  # of what went before nothing is known but that nothing came
+        if self._since is None:  # sent on an earlier connection
             self._begin(now)
             return False
         self._rows += rows
         seconds = now - self._since
-        if seconds < _PERIOD_SECONDS or not self._rows:
+        if now <= self._open_until:
+            before, others = self._periods.pop()
+            self._periods.append((before + seconds, others + self._rows))
+        elif seconds < _PERIOD_SECONDS or not self._rows:
             return False
-        self._periods.append((seconds, self._rows))
+        else:
+            self._periods.append((seconds, self._rows))
+            self._open_until = now + _TAIL * seconds
         recent = list(self._periods)[-_RECENT:]
         self.rate = sum(rows for _, rows in recent) / sum(seconds for seconds, _ in recent)
         best = max(rows / seconds for seconds, rows in self._periods)

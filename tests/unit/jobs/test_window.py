@@ -24,6 +24,7 @@ class Group:
     def run(self, until: float) -> None:
         while self.now < until:
             for _ in range(self.window.room(len(self.sent), len(self.sent), 1)):
+                self.window.sent(self.now)
                 begins = max(self.now, heapq.heappop(self.servers))
                 heapq.heappush(self.servers, begins + self.seconds)
                 heapq.heappush(self.sent, (begins + self.seconds, next(self.numbers), self.now))
@@ -66,6 +67,36 @@ def test_batches_that_end_together_are_one_rate() -> None:
         for _ in range(8):
             window.answered(32, 1.6, now)
     assert window.rate == pytest.approx(8 * 32 / 0.8, rel=0.2)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 100.0), st.integers(0, 300)), min_size=1, max_size=60), st.floats(0, 1e6))
+def test_the_first_rate_counts_from_when_the_first_request_was_sent(
+    answers: list[tuple[float, int]], began: float
+) -> None:
+    """However long nothing came, and however much then came at once."""
+    window, now, done = Window(), began, 0
+    window.sent(began)
+    for seconds, rows in answers:
+        now += seconds
+        done += rows
+        window.sent(now)
+        told = window.answered(rows, seconds, now)
+        if len(window._periods) > 4:
+            return
+        if told:
+            assert window.rate == pytest.approx(done / (now - began))
+    assert window.rate or done == 0 or now - began < 0.5
+
+
+def test_a_burst_after_a_silence_is_no_rate_of_its_own() -> None:
+    window = Window()
+    window.sent(100.0)
+    for number in range(16):
+        window.answered(16, 30.0, 130.0 + number / 100)
+    assert window.rate == pytest.approx(16 * 16 / 30, rel=0.01)
+    for number in range(16):
+        window.answered(16, 60.0, 160.0 + number / 100)
+    assert window.rate == pytest.approx(2 * 16 * 16 / 60, rel=0.01)
 
 
 def test_a_broker_that_pushes_back_has_half_as_many_for_a_while() -> None:
