@@ -107,7 +107,7 @@ class Desk:
             self._packing.measured(room.rows_per_second)
             self.counts.rate = room.rows_per_second
         self._packing.travels(near=room.near, most=self.max_message // 2)
-        step, on_disk = Step(self.counts), False
+        step, on_disk, end = Step(self.counts), False, self.counts.end
         try:
             with self._manifest.transaction():
                 fatal = [it for answer in answers if (it := self._take(answer, step, cancelling=cancelling))]
@@ -119,6 +119,8 @@ class Desk:
                 self._manifest.save(self.counts)
             on_disk = True
         finally:
+            if not on_disk:
+                self._spool.cut(end)
             if self._blobs is not None:
                 self._blobs.step_ended(on_disk=on_disk)
         step.fatal = f"every row would fail: {fatal[0].message}" if fatal else ""

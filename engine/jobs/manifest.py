@@ -144,6 +144,9 @@ class Manifest:
                 db.execute("PRAGMA journal_mode=WAL")
             draft.replace(path)
         except (OSError, sqlite3.Error) as error:
+            for name in ("", "-journal", "-wal", "-shm"):
+                with contextlib.suppress(OSError):
+                    draft.with_name(draft.name + name).unlink(missing_ok=True)
             raise JobStopped(cannot(f"{path} cannot be written", error)) from None
         return cls(path)
 

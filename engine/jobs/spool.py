@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from pathlib import Path
@@ -67,6 +68,12 @@ class Spool:
         span = Span(self._end, len(body), zlib.crc32(body))
         self._end = at
         return span
+
+    def cut(self, end: int) -> None:
+        """Takes back what is behind a place, so that there is room for a word on why."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, end)
+        self._end = end
 
     def sync(self) -> None:
         """Has the disk keep what was put there.

@@ -213,11 +213,24 @@ def test_no_space_left_loses_nothing(begun: tuple[Path, Desk, Asking], monkeypat
         patched.setattr(spool_module.os, "pwrite", some)
         with pytest.raises(JobStopped, match="No space left on device"):
             desk.step([answer(asking, {})], Room(1))
+    assert (out / "job.replies").stat().st_size == 0, "so that there is room to say why"
     with closing(Desk(out)) as again:
         assert again.counts.completed == 0
         step = again.step([answer(asking, {})], Room(2))
         again.step([answer(step.asking[0], {})], Room())
     assert results(out) == {row: 2 * row for row in range(10)}
+
+
+def test_a_manifest_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, _: Path) -> None:
+        assert folder.is_file()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        with pytest.raises(JobStopped, match=r"job\.sqlite cannot be written: No space left on device"):
+            make(tmp_path, ['{"x": 1}'])
+    assert [it.name for it in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_an_id_that_comes_twice_fails_the_second_time(tmp_path: Path) -> None:

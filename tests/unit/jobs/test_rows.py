@@ -423,6 +423,24 @@ def test_standard_input_is_kept_as_a_whole(tmp_path: Path) -> None:
     assert [it.name for it in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+def test_what_cannot_be_kept_leaves_nothing(tmp_path: Path) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell():
+                raise self.error
+            return super().read(3)
+
+    for error, wanted in (
+        (OSError(28, "No space left on device"), JobStopped),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
+        source = Broken(b"hello")
+        source.error = error
+        with pytest.raises(wanted):
+            spool(tmp_path / "in.jsonl", source)
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_a_whole_body_is_a_column_where_that_is_asked_for() -> None:
     body = {"messages": [{"role": "user", "content": "Hellö"}], "max_tokens": 3}
     _, values = parse_line(json.dumps({"custom_id": "a", "url": "/v1", "body": body}).encode())
