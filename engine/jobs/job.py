@@ -168,6 +168,7 @@ class Job:
                 most_row_bytes=line_bytes,
                 claims=new_token(),
                 deadline=deadline,
+                folder=str(folder),
             )
             if again:
                 clear(folder)

@@ -114,7 +114,7 @@ class Manifest:
                 version = self._get("version")
                 if version != str(_VERSION):
                     raise ConfigurationError(f"{path} is of another version of rankmq: {version}")
-                self.spec: Spec = msgspec.json.decode(self._get("spec"), type=Spec)
+                self.spec: Spec = msgspec.json.decode(self._get("spec"), type=Spec).moved(str(path.parent.absolute()))
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise ConfigurationError(cannot(f"{path} is no manifest of a job", error)) from None

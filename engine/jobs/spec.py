@@ -37,6 +37,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         most_row_bytes: of a line of JSON.
         claims: the token of its folder of bodies; "": it has none.
         deadline: seconds that a request may take once it has begun; None: as long as it takes.
+        folder: where the manifest was when this was written; "": unknown.
     """
 
     id: str = msgspec.field(default_factory=lambda: f"job-{uuid.uuid4().hex[:16]}")
@@ -57,6 +58,25 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     most_row_bytes: int = 16 << 20
     claims: str = ""
     deadline: float | None = None
+    folder: str = ""
+
+    def moved(self, folder: str) -> Spec:
+        """The same where the manifest is in another folder by now: what was in the old one is in the new one."""
+        if not self.folder or self.folder == folder:
+            return self
+        before = self.folder.rstrip("/") + "/"
+
+        def there(name: str) -> str:
+            return f"{folder.rstrip('/')}/{name.removeprefix(before)}" if name.startswith(before) else name
+
+        return msgspec.structs.replace(
+            self,
+            folder=folder,
+            source=there(self.source),
+            results=there(self.results),
+            errors=there(self.errors),
+            summary=there(self.summary),
+        )
 
 
 class Counts(msgspec.Struct, kw_only=True):

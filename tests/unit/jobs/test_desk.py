@@ -4,10 +4,8 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,60 +16,18 @@ from rankmq.engine.jobs.assembly import Record
 from rankmq.engine.jobs.desk import Desk
 from rankmq.engine.jobs.job import Job
 from rankmq.engine.jobs.lock import JobLock
-from rankmq.engine.jobs.manifest import Key, Manifest
-from rankmq.engine.jobs.registry import known_jobs, remember_job
-from rankmq.engine.jobs.spec import State
+from rankmq.engine.jobs.manifest import Key
 from rankmq.engine.jobs.step import Answer, Asking, Room
 from rankmq.schemas import codec
-from rankmq.schemas.errors import AlreadyRunning, ConfigurationError, InvalidInput, JobStopped
-from rankmq.schemas.limits import Limits
-from rankmq.schemas.messages import ErrorInfo, InstanceError, Reply
-from rankmq.schemas.plain import array_of
-from rankmq.schemas.tensors import from_array, to_array
+from rankmq.schemas.errors import AlreadyRunning, JobStopped
+from rankmq.schemas.messages import ErrorInfo, Reply
+
+from tests.unit.jobs.desks import answer, failures, make, results, rows_of
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk_module, "_PAUSES", (0.0,))
-
-
-def make(folder: Path, lines: list[str], **options: Any) -> Job:
-    (folder / "in.jsonl").write_text("".join(line + "\n" for line in lines))
-    return Job.create(folder / "in.jsonl", folder / "out", "s", "m", **options)
-
-
-def rows_of(asking: Asking) -> list[int]:
-    return [int(array_of(it["x"], Limits())) for it in codec.decode_request(asking.body).instances]
-
-
-def answer(asking: Asking, codes: dict[int, str]) -> Answer:
-    """Doubles each row, but for those that have a code for their number."""
-    rows = rows_of(asking)
-    errors = [
-        InstanceError(index=i, error=ErrorInfo(code=codes[row], message="why", side="engine"))
-        for i, row in enumerate(rows)
-        if row in codes
-    ]
-    outputs = [None if row in codes else {"y": from_array(2 * array_of(row, Limits()))} for row in rows]
-    return Answer(asking.key, codec.encode_reply(Reply(outputs=outputs, errors=errors)))
-
-
-def results(folder: Path) -> dict[int, int]:
-    record = Record(folder)
-    try:
-        found = [(it.row, int(to_array(it.outputs["y"]))) for it in record.results()]
-    finally:
-        record.close()
-    assert [row for row, _ in found] == sorted({row for row, _ in found})
-    return dict(found)
-
-
-def failures(folder: Path) -> dict[int, str]:
-    record = Record(folder)
-    try:
-        return {it.row: it.code for it in record.manifest.failures()}
-    finally:
-        record.close()
 
 
 @settings(max_examples=60)
@@ -126,15 +82,6 @@ def test_each_row_ends_once_whatever_happens(kinds: list[str], seed: int, packed
         counts = Job(out).status().counts
         assert (counts.completed, counts.failed) == (len(wanted), len(kinds) - len(wanted))
         assert counts.total == counts.planned == len(kinds)
-
-
-@pytest.fixture
-def begun(tmp_path: Path) -> Iterator[tuple[Path, Desk, Asking]]:
-    """A job of ten rows with one request that is sent, and not answered."""
-    make(tmp_path, [f'{{"x": {it}}}' for it in range(10)], rows_per_request=5)
-    with closing(Desk(tmp_path / "out")) as desk:
-        (asking,) = desk.step([], Room(1)).asking
-        yield tmp_path / "out", desk, asking
 
 
 def test_a_request_is_the_same_each_time_that_it_is_made(begun: tuple[Path, Desk, Asking]) -> None:
@@ -219,18 +166,6 @@ def test_no_space_left_loses_nothing(begun: tuple[Path, Desk, Asking], monkeypat
         step = again.step([answer(asking, {})], Room(2))
         again.step([answer(step.asking[0], {})], Room())
     assert results(out) == {row: 2 * row for row in range(10)}
-
-
-def test_a_manifest_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(folder: Path, _: Path) -> None:
-        assert folder.is_file()
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", full)
-        with pytest.raises(JobStopped, match=r"job\.sqlite cannot be written: No space left on device"):
-            make(tmp_path, ['{"x": 1}'])
-    assert [it.name for it in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_an_id_that_comes_twice_fails_the_second_time(tmp_path: Path) -> None:
@@ -328,115 +263,3 @@ def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
         holder = JobLock.holder(path)
         assert holder is not None
         assert holder.pid == os.getpid()
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"output": "taken"}, "is the folder of job-"),
-        ({"output": "full"}, "results.jsonl is there already"),
-        ({"output": "in.jsonl"}, "is a file: name a folder"),
-        ({"results": "out.csv"}, "what kind of file is it"),
-        ({"results": "errors.jsonl"}, "the job has a file of that name itself"),
-        ({"results": "job.sqlite"}, "the job has a file of that name itself"),
-        *(
-            ({"results": it}, "the name of a file in the job's folder")
-            for it in ("", "/", "/r.npz", "../r.npz", "a//r.npz")
-        ),
-        ({"output": "memory://somewhere"}, "is not on this machine"),
-        ({"output": "nonsense://somewhere", "manifest": "m"}, "no place that fsspec opens"),
-        ({"columns": ["=x"]}, "write it as"),
-        ({"source": "none.jsonl"}, "there is no such file"),
-    ],
-)
-def test_a_job_that_cannot_be_is_told_before_it_begins(
-    options: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
-    Job.create("in.jsonl", "taken", "s", "m")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "results.jsonl").touch()
-    before = sorted(tmp_path.rglob("*"))
-    given = {"source": "in.jsonl", "output": "out", **options}
-    with pytest.raises(ConfigurationError, match=said):
-        Job.create(given.pop("source"), given.pop("output"), "s", "m", **given)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    ("servable", "method", "options"), [("", "m", {}), ("s", "", {}), ("s", "m", {"rows_per_request": 0})]
-)
-def test_what_no_job_can_ask_for_is_told(servable: str, method: str, options: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
-    with pytest.raises(InvalidInput):
-        Job.create(tmp_path / "in.jsonl", tmp_path / "out", servable, method, **options)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("state", ["completed", "cancelled"])
-def test_a_folder_of_a_job_that_has_ended_is_not_resumed(tmp_path: Path, state: State) -> None:
-    make(tmp_path, ['{"x": 1}'])
-    with closing(Manifest(tmp_path / "out" / "job.sqlite")) as manifest:
-        manifest.set_state(state)
-    with pytest.raises(ConfigurationError, match="name another folder") as error:
-        make(tmp_path, ['{"x": 1}'])
-    assert "resume" not in error.value.message
-
-
-def test_a_folder_is_free_again_where_no_row_could_be_asked(tmp_path: Path) -> None:
-    first = make(tmp_path, ['{"x": 1}'])
-    with closing(Manifest(tmp_path / "out" / "job.sqlite")) as manifest:
-        manifest.set_state("failed", "no such method", "again")
-    with JobLock(tmp_path / "out" / "job.lock"), pytest.raises(ConfigurationError, match="is the folder of"):
-        make(tmp_path, ['{"x": 1}'])
-    with pytest.raises(ConfigurationError, match="no such file"):
-        Job.create(tmp_path / "none.jsonl", tmp_path / "out", "s", "m")
-    assert Job(tmp_path / "out").id == first.id, "it is there until there is another one"
-    second = make(tmp_path, ['{"x": 1}', '{"x": 2}'])
-    assert second.id != first.id
-    assert (second.status().state, second.status().reason) == ("in_progress", "")
-    state = tmp_path / "state"
-    remember_job(state, first.id, tmp_path / "out")
-    remember_job(state, second.id, tmp_path / "out")
-    assert [it for it, _ in known_jobs(state)] == [second.id]
-
-
-def test_a_cancel_that_fails_is_none(begun: tuple[Path, Desk, Asking]) -> None:
-    out, desk, asking = begun
-    desk.step([answer(asking, {})], Room(1))
-    desk.close()
-    (out / "results.jsonl.part").mkdir()
-    job = Job(out)
-    with pytest.raises(JobStopped, match=r"results\.jsonl cannot be written"):
-        job.cancel()
-    assert (job.status().word, job.status().way) == ("failed", "resume")
-    assert "cannot be written" in job.status().reason
-    with closing(Desk(out)) as again:
-        assert not again.step([], Room()).cancel_asked
-    (out / "results.jsonl.part").rmdir()
-    assert job.cancel().state == "cancelled"
-    assert job.untold == "no broker was named"
-    assert len((out / "results.jsonl").read_text().splitlines()) == 5
-
-
-def test_what_cannot_be_put_together_has_a_reason(begun: tuple[Path, Desk, Asking]) -> None:
-    out, desk, asking = begun
-    desk.step([answer(asking, {})], Room(1))
-    desk.close()
-    os.truncate(out / "job.replies", 20)
-    job = Job(out)
-    with pytest.raises(JobStopped, match="it was cut off"):
-        job.cancel()
-    with pytest.raises(JobStopped, match="it was cut off"):
-        job.run("amqp://guest:guest@127.0.0.1:1/")
-    assert (job.status().state, job.status().way) == ("failed", "new")
-    assert "it was cut off" in job.status().reason
-
-
-def test_what_is_no_job_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="there is no job in this folder"):
-        Job(tmp_path)
-    (tmp_path / "job.sqlite").write_bytes(b"hello" * 1000)
-    with pytest.raises(ConfigurationError, match="no manifest of a job"):
-        Job(tmp_path)
