@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pika
 import pytest
 from rankmq.engine import Job, topology
-from rankmq.engine.jobs import desk, runner, withdraw
+from rankmq.engine.jobs import desk, runner
 from rankmq.engine.jobs.status import JobStatus
 from rankmq.schemas.errors import (
     BrokerUnavailable,
     ConfigurationError,
-    InvalidInput,
     JobStopped,
     QueueFull,
-    RankmqError,
 )
-from rankmq.schemas.limits import Limits
 from rankmq.schemas.messages import ErrorInfo, Reply, Request
-from rankmq.schemas.plain import array_of
 from rankmq.schemas.tensors import from_array
 from rankmq.workers.broker import PrivateBroker, User
 from rankmq.workers.rendezvous import free_port
 
 from tests.integration.client_engine import PATIENCE, Answering, answering, proxied
+from tests.integration.job_runs import COUNT, doubled, lines, make, numbers, queue_of, running, values, wait_for
 from tests.permissions import DOCUMENT, roles
-
-COUNT = 60
 
 
 @pytest.fixture(autouse=True)
@@ -42,57 +33,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "_PAUSES", (0.02,))
     monkeypatch.setattr(runner, "_TICK_SECONDS", 0.1)
     monkeypatch.setattr(runner, "_CANCEL_SECONDS", 1.0)
-
-
-def doubled(request: Request) -> Reply:
-    return Reply(outputs=[{"y": from_array(2 * array_of(it["x"], Limits()))} for it in request.instances])
-
-
-def numbers(request: Request) -> list[int]:
-    return [int(array_of(it["x"], Limits())) for it in request.instances]
-
-
-def make(folder: Path, it: Answering, count: int = COUNT, **options: Any) -> Job:
-    (folder / "in.jsonl").write_text("".join(f'{{"x": {number}}}\n' for number in range(count)))
-    given = {"rows_per_request": 5, **options}
-    return Job.create(folder / "in.jsonl", folder / "out", it.servable, "m", **given)
-
-
-def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "out" / name).read_text().splitlines()]
-
-
-def values(folder: Path) -> list[int]:
-    return [it["outputs"]["y"] for it in lines(folder, "results.jsonl")]
-
-
-def queue_of(url: str, job: Job) -> int | None:
-    """How many messages the job's queue has; None if it is not there."""
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
-        try:
-            return connection.channel().queue_declare(topology.job_queue(job.id), passive=True).method.message_count
-        except pika.exceptions.ChannelClosedByBroker:
-            return None
-
-
-@contextmanager
-def running(job: Job, url: str, **options: Any) -> Iterator[list[JobStatus | RankmqError]]:
-    """The job on a thread; what came of it is in the list after the block."""
-    ended: list[JobStatus | RankmqError] = []
-
-    def body() -> None:
-        try:
-            ended.append(job.run(url, **options))
-        except RankmqError as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    try:
-        yield ended
-    finally:
-        thread.join(PATIENCE)
-        assert ended, "the job does not end"
 
 
 def test_all_rows(broker_url: str, tmp_path: Path) -> None:
@@ -227,63 +167,6 @@ def test_a_queue_that_is_full_is_tried_until_it_is_not(broker_url: str, tmp_path
     assert values(tmp_path) == list(range(0, 2 * COUNT, 2))
 
 
-def test_nobody_answers(broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(broker_url, lambda _: None) as it:
-        job = make(tmp_path, it)
-        began = time.monotonic()
-        with pytest.raises(JobStopped, match=r"nothing was answered for .* does an orchestrator serve"):
-            job.run(broker_url, patience=1.0)
-        assert time.monotonic() - began < 20
-        assert job.status().state == "failed"
-        assert "does an orchestrator serve" in job.status().reason
-        it.answer = doubled
-        assert job.run(broker_url).counts.completed == COUNT
-
-
-def test_what_was_under_way_then_is_sent_row_by_row(broker_url: str, tmp_path: Path) -> None:
-    """So that a row that never ends keeps itself waiting alone."""
-
-    def answer(request: Request) -> Reply | None:
-        return None if 17 in numbers(request) else doubled(request)
-
-    with answering(broker_url, answer) as it:
-        job = make(tmp_path, it)
-        with pytest.raises(JobStopped, match="nothing was answered"):
-            job.run(broker_url, patience=1.0)
-        assert job.status().counts.completed == COUNT - 5
-        it.hears_of(1)
-        assert [p.correlation_id for p in it.cancels] == [f"{job.id}.15.0"]
-        with pytest.raises(JobStopped, match="nothing was answered"):
-            job.run(broker_url, patience=1.0)
-        assert job.status().counts.completed == COUNT - 1
-        it.answer = doubled
-        assert job.run(broker_url).counts.completed == COUNT
-    assert values(tmp_path) == list(range(0, 2 * COUNT, 2))
-
-
-def test_a_row_that_takes_too_long_fails_alone(broker_url: str, tmp_path: Path) -> None:
-    late = Reply(error=ErrorInfo(code="deadline_exceeded", message="it took too long", side="sender"))
-    with answering(broker_url, lambda request: late if 17 in numbers(request) else doubled(request)) as it:
-        job = make(tmp_path, it, deadline=60)
-        status = job.run(broker_url, deadline=1.5)
-        asked = [p for _, p in it.requests]
-    assert (status.counts.completed, status.counts.failed) == (COUNT - 1, 1)
-    assert {p.headers["rankmq-run-ms"] for p in asked} == {1500}
-    assert sorted(p.message_id for p in asked if not p.message_id.endswith(".0")) == [
-        f"{job.id}.{row}.1" for row in range(15, 20)
-    ]
-    (error,) = lines(tmp_path, "errors.jsonl")
-    assert (error["row"], error["code"], error["message"]) == (17, "deadline_exceeded", "it took too long")
-
-
-@pytest.mark.parametrize("deadline", [0, -1.0, True, float("nan"), "3"])
-def test_a_deadline_that_cannot_be(tmp_path: Path, deadline: Any) -> None:
-    (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
-    with pytest.raises(InvalidInput, match="deadline is a number of seconds"):
-        Job.create(tmp_path / "in.jsonl", tmp_path / "out", "s", "m", deadline=deadline)
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_queue_that_stays_full(broker_url: str, tmp_path: Path) -> None:
     full = Answering(broker_url, **{"x-max-length": 0, "x-overflow": "reject-publish"})
     try:
@@ -346,67 +229,6 @@ def test_cancelled_requests_are_given_up_by_the_engine_too(broker_url: str, tmp_
     assert lines(tmp_path, "errors.jsonl") == []
 
 
-def test_the_engine_is_told_where_nobody_runs_it(
-    broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(withdraw, "_SETTLE_SECONDS", 0.1)
-    with answering(broker_url, lambda request: doubled(request) if 0 in numbers(request) else None) as it:
-        job = make(tmp_path, it)
-        with running(job, broker_url):
-            wait_for(lambda: job.status().counts.completed == 5 and job.status().counts.requests == COUNT // 5)
-            job.stop()
-        status = Job(tmp_path / "out").cancel(broker_url)
-        assert (status.state, job.untold) == ("cancelled", "")
-        it.hears_of(COUNT // 5 - 1)
-        assert {p.correlation_id for p in it.cancels} == {f"{job.id}.{first}.0" for first in range(5, COUNT, 5)}
-    assert values(tmp_path) == [0, 2, 4, 6, 8]
-
-
-def test_the_queue_goes_once_the_engine_has_given_up_all_of_it(broker_url: str, tmp_path: Path) -> None:
-    go = threading.Event()
-
-    def answer(request: Request) -> Reply:
-        assert go.wait(PATIENCE)
-        return Reply(error=ErrorInfo(code="cancelled", message="given up", side="sender"))
-
-    with answering(broker_url, answer) as it:
-        job = make(tmp_path, it, count=20)
-        with running(job, broker_url):
-            wait_for(lambda: job.status().counts.requests == 4)
-            job.stop()
-        go.set()
-        wait_for(lambda: queue_of(broker_url, job) == 4)
-        assert job.cancel(broker_url).state == "cancelled"
-    assert job.untold == ""
-    assert queue_of(broker_url, job) is None
-
-
-def test_a_job_is_cancelled_without_a_broker_as_well(broker_url: str, tmp_path: Path) -> None:
-    with answering(broker_url, lambda _: None) as it:
-        job = make(tmp_path, it)
-        with running(job, broker_url):
-            wait_for(lambda: job.status().counts.requests > 1)
-            job.stop()
-    with pytest.raises(ConfigurationError):
-        job.cancel("nonsense")
-    nobody = f"amqp://guest:guest@127.0.0.1:{free_port('127.0.0.1')}"
-    assert job.cancel(nobody, connect_timeout=0.2).state == "cancelled"
-    assert "127.0.0.1" in job.untold
-    assert "guest:guest" not in job.untold
-
-
-def test_where_no_row_can_be_asked_the_folder_is_free(broker_url: str, tmp_path: Path) -> None:
-    unknown = Reply(error=ErrorInfo(code="unknown_method", message="there is no method m", side="sender"))
-    with answering(broker_url, lambda _: unknown) as it:
-        job = make(tmp_path, it)
-        with pytest.raises(JobStopped, match="every row would fail: there is no method m") as error:
-            job.run(broker_url)
-        assert error.value.way == job.status().way == "again"
-        it.answer = doubled
-        assert make(tmp_path, it).run(broker_url).counts.completed == COUNT
-        assert values(tmp_path) == list(range(0, 2 * COUNT, 2))
-
-
 def test_results_that_cannot_be_written_wait_and_need_no_broker_any_more(broker_url: str, tmp_path: Path) -> None:
     nobody = f"amqp://guest:guest@127.0.0.1:{free_port('127.0.0.1')}"
     with answering(broker_url, doubled) as it:
@@ -443,13 +265,6 @@ def test_a_broker_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BrokerUnavailable):
         job.run(f"amqp://guest:guest@127.0.0.1:{free_port('127.0.0.1')}", connect_timeout=0.3)
     assert job.status().state == "failed"
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_the_permissions_that_the_document_names_will_do(tmp_path: Path) -> None:
