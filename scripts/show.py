@@ -17,15 +17,21 @@ Array = np.ndarray[Any, Any]
 _MOST_VALUES = 8
 _LONGEST_TEXT = 60
 _WIDTH_OF_A_PIPE = 200
+_WIDEST = 10_000
 
 
-def console() -> Any:
-    """Standard output; wide where it is not a terminal, so that no line of a table is broken for a program."""
+def console(*, broken: bool = True) -> Any:
+    """Standard output; wide where it is not a terminal, so that no line of a table is broken for a program.
+
+    Args:
+        broken: on a terminal, lines may be: else they are as long as they must be, and paths in them can be copied.
+    """
     import sys
 
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)
+    width = (None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE) if broken else _WIDEST
+    return Console(highlight=False, width=width)
 
 
 def outputs_table(rows: Sequence[Mapping[str, Array | RankmqError] | RankmqError], what: str = "output") -> Any:

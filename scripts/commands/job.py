@@ -166,7 +166,7 @@ def status(settings: Settings, which: given.Which, as_json: given.Json = False) 
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=2))
     else:
-        console().print(job_page(found))
+        console(broken=False).print(job_page(found))
 
 
 @with_settings("job", quiet=True)
@@ -199,7 +199,7 @@ def list_jobs(
     if as_json:
         typer.echo(json.dumps([it.as_json() for it in found], indent=2))
     elif found:
-        console().print(jobs_table(found))
+        console(broken=False).print(jobs_table(found))
     else:
         typer.echo("no jobs")
 

@@ -3,8 +3,9 @@
 import dataclasses
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from rankmq.engine.jobs.lock import Holder
@@ -27,6 +28,17 @@ def test_a_line_has_what_a_person_wants_to_know() -> None:
     assert progress_line(counts(rate=1234.5), 0).split(", ")[1] == "1,234 rows/s"
     assert progress_line(counts(rate=0.0), 0) == "500 of 2,000 rows, 0 under way, 10 failed"
     assert progress_line(counts(), None) == "500 of 2,000 rows, 50.0 rows/s, 10 failed"
+
+
+def test_a_narrow_line_leaves_out_what_matters_least() -> None:
+    whole = "500 of 2,000 rows, 50.0 rows/s, 100 under way, 10 failed, 30 s left"
+    assert progress_line(counts(), 100, width=len(whole)) == whole
+    for width in range(80):
+        assert len(progress_line(counts(), 100, width=width)) <= max(width, len("500 of 2,000 rows"))
+    assert progress_line(counts(), 100, width=60) == "500 of 2,000 rows, 50.0 rows/s, 10 failed, 30 s left"
+    assert progress_line(counts(), 100, width=50) == "500 of 2,000 rows, 10 failed, 30 s left"
+    assert progress_line(counts(), 100, width=30) == "500 of 2,000 rows, 30 s left"
+    assert progress_line(counts(), 100, width=5) == "500 of 2,000 rows"
 
 
 def test_how_many_rows_there_are_is_told_from_what_was_read() -> None:
@@ -58,19 +70,34 @@ def test_without_a_terminal_there_is_a_line_now_and_then(
     assert lines[1].startswith("   5.0 s  15 of 2,000 rows")
 
 
-def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+@pytest.mark.parametrize("width", [160, 100, 80, 60, 40])
+def test_on_a_terminal_there_is_a_bar_where_there_is_room(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(sys, "stdout", terminal)
     with JobProgress() as progress:
         progress.show(counts(), 100)
         progress._bar.refresh()
-    assert " 25 % 500 of 2,000 rows, 50.0 rows/s, 100 under way, 10 failed, 30 s left" in terminal.getvalue()
+    shown = terminal.getvalue()
+    assert f" 25 % {progress_line(counts(), 100, width=width - 6)}" in shown
+    assert ("\u2501" in shown) == (width == 160)
+    assert "\u2026" not in shown
+
+
+@pytest.mark.parametrize("kind", [job_page, lambda it: jobs_table([it])])
+def test_on_a_terminal_no_path_is_broken(kind: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    folder = Path("/" + "long/" * 30)
+    console(broken=False).print(kind(dataclasses.replace(status("failed"), folder=folder)))
+    assert str(folder) in terminal.getvalue()
 
 
 def status(state: str = "in_progress", runner: Holder | None = None, reason: str = "") -> JobStatus:
