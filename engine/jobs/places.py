@@ -26,17 +26,19 @@ class Place:
     """A file or folder, by its path or URL.
 
     Attributes:
-        name: the path, or the URL (file://, memory://, s3:// and so on).
+        name: the path, also where it was given as file:// or local://; or the URL (memory://, s3:// and so on).
     """
 
     name: str
 
+    def __post_init__(self) -> None:
+        for scheme in ("file://", "local://"):
+            object.__setattr__(self, "name", self.name.removeprefix(scheme))
+
     @classmethod
     def of(cls, given: str | os.PathLike[str]) -> Place:
         """A place as a person names it; a path becomes absolute, so that it is the same from everywhere."""
-        text = os.fspath(given)
-        if text.startswith("file://"):
-            text = text.removeprefix("file://")
+        text = cls(os.fspath(given)).name
         return cls(text if "://" in text else str(Path(text).expanduser().absolute()))
 
     def __str__(self) -> str:
@@ -100,6 +102,18 @@ class Place:
         found = self._ask("ls", detail=True)
         named = ((str(it["name"]).rstrip("/").rpartition("/")[2], int(it.get("size") or 0)) for it in found)
         return sorted(it for it in named if it[0].endswith(suffix))
+
+    def make_folder(self) -> None:
+        """Makes sure that it is a folder, on this machine; elsewhere folders come with their files.
+
+        Raises:
+            JobStopped: it cannot be made.
+        """
+        if self.local is not None:
+            try:
+                self.local.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise JobStopped(cannot(f"{self.name} cannot be made", error)) from None
 
     def open(self) -> IO[bytes]:
         """Opens a file to be read; the file can seek.

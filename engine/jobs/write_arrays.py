@@ -133,6 +133,7 @@ def write_folder(place: Place, results: Any) -> None:
     Raises:
         JobStopped: bytes, or no space left.
     """
+    place.make_folder()  # also where no row has a result
     for result in results():
         stem = result.custom_id if _SAFE.fullmatch(result.custom_id) else f"row-{result.row}~"  # which is nobody's id
         for name, tensor in result.outputs.items():

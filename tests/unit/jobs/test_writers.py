@@ -44,6 +44,17 @@ def test_lines(tmp_path: Path) -> None:
     assert np.array_equal(back, np.array([np.nan, 1], np.float32), equal_nan=True)
 
 
+@pytest.mark.parametrize("scheme", ["", "file://", "local://"])
+def test_a_place_on_this_machine_is_made_however_it_is_named(scheme: str, tmp_path: Path) -> None:
+    for place in (Place(f"{scheme}{tmp_path}/a/r.jsonl"), Place.of(f"{scheme}{tmp_path}/b/r.jsonl")):
+        write_results(place, lambda: iter(results({"y": 1})))
+        assert Path(place.name).read_text() == '{"custom_id":"id-0","outputs":{"y":1}}\n'
+
+
+def test_a_folder_of_no_results_is_there(tmp_path: Path) -> None:
+    assert list(written(tmp_path, "r/", []).iterdir()) == []
+
+
 def test_lines_with_base64(tmp_path: Path) -> None:
     found = results({"y": Y[0], "s": np.array(["a", "b"])})
     outputs = json.loads(written(tmp_path, "r.jsonl", found, base64=True).read_text())["outputs"]
