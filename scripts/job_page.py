@@ -14,23 +14,25 @@ if TYPE_CHECKING:
 __all__ = ["job_page", "jobs_table", "way_on"]
 
 
+def _resume(status: JobStatus) -> str:
+    """The command that goes on with it; "" if none can."""
+    results = {"resume": "", "results": " --results results.jsonl"}.get(status.way)
+    return "" if results is None else f"rankmq job resume {status.folder}{results}"
+
+
 def way_on(status: JobStatus) -> str:
     """What can be done about a job that has ended before its time, in a line."""
-    resume, counts = f"rankmq job resume {status.folder}", status.counts
-    match status.way:
-        case "resume":
-            return f"{counts.ended:,} rows are on record, go on with: {resume}"
-        case "results":
-            return f"{counts.ended:,} rows are on record, go on with: {resume} --results results.jsonl"
-        case "again":
-            return f"nothing was answered: correct it, and run it again, into {status.folder} if you like"
-        case "cancel" if counts.completed:
-            return (
-                f"it cannot be resumed so: start a new job; the {counts.completed:,} results that are on record are "
-                f"written by: rankmq job cancel {status.folder}"
-            )
-        case _:
-            return "it cannot be resumed so: start a new job"
+    counts = status.counts
+    if resume := _resume(status):
+        return f"{counts.ended:,} rows are on record, go on with: {resume}"
+    if status.way == "again":
+        return f"nothing was answered: correct it, and run it again, into {status.folder} if you like"
+    if status.way == "cancel" and counts.completed:
+        return (
+            f"it cannot be resumed so: start a new job; the {counts.completed:,} results that are on record are "
+            f"written by: rankmq job cancel {status.folder}"
+        )
+    return "it cannot be resumed so: start a new job"
 
 
 def job_page(status: JobStatus) -> Any:
@@ -51,7 +53,7 @@ def job_page(status: JobStatus) -> Any:
     table.add_row("results", spec.results)
     table.add_row("errors", spec.errors)
     if status.word in ("interrupted", "failed"):
-        table.add_row("go on", way_on(status))
+        table.add_row("go on", _resume(status) or way_on(status))
     return table
 
 

@@ -10,7 +10,7 @@ import typer
 from rankmq.engine.claims import CLAIM_HEADER, CLAIMS_HEADER
 from rankmq.engine.dead_headers import headers_of
 from rankmq.engine.dead_letters import REPLAYED_HEADER
-from rankmq.engine.deadline import DEADLINE_HEADER
+from rankmq.engine.deadline import DEADLINE_HEADER, RUN_HEADER
 from rankmq.engine.references import BLOBS_HEADER
 from rankmq.engine.topology import LANES
 from rankmq.schemas import errors
@@ -126,7 +126,7 @@ def test_the_headers_in_the_document_are_those_that_are_sent():
     where = {"request": "1", "attempts": 1, "exchange": "", "routing_key": "m", "now": 1.0, "epoch": 2}
     headers = headers_of(errors.InvalidInput("x"), **where, headers={"large": "x" * 200_000, DEADLINE_HEADER: 5})
     assert asked.keys() == {
-        *(DEADLINE_HEADER, BLOBS_HEADER, CLAIMS_HEADER, CLAIM_HEADER, REPLAYED_HEADER, "traceparent")
+        *(DEADLINE_HEADER, RUN_HEADER, BLOBS_HEADER, CLAIMS_HEADER, CLAIM_HEADER, REPLAYED_HEADER, "traceparent")
     }
     assert dead.keys() == headers.keys() | asked.keys()
     for name, value in headers.items():
