@@ -100,7 +100,13 @@ class Place:
             except OSError as error:
                 raise _unreadable(self.name, error) from None
         found = self._ask("ls", detail=True)
-        named = ((str(it["name"]).rstrip("/").rpartition("/")[2], int(it.get("size") or 0)) for it in found)
+        named = (
+            (
+                str(it["name"]).rstrip("/").rpartition("/")[2],
+                -1 if it.get("type") == "directory" else it.get("size") or 0,
+            )
+            for it in found
+        )
         return sorted(it for it in named if it[0].endswith(suffix))
 
     def make_folder(self) -> None:

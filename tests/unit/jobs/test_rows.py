@@ -293,6 +293,19 @@ def test_what_is_no_file_in_a_folder_fails_alone(tmp_path: Path, monkeypatch: py
     assert fingerprint(Place.of(home)) == before, "what is in a folder that is no row does not count"
 
 
+def test_nor_is_a_folder_in_a_folder_elsewhere() -> None:
+    import fsspec
+
+    url = f"memory://folder-{os.getpid()}"
+    for name in ("a.npy", "b.npy/c.npy"):
+        with fsspec.open(f"{url}/{name}", "wb") as file:
+            np.save(file, X[0])
+    good, bad = open_rows(Place.of(url), most_bytes=1 << 20).read(0)
+    assert np.array_equal(array_in(good), X[0])
+    assert isinstance(bad.values, InvalidInput)
+    assert (bad.custom_id, bad.values.message) == ("b", "b.npy is no file")
+
+
 def test_a_file_that_is_cut_off_meanwhile_stops_the_job(tmp_path: Path) -> None:
     file = as_npy(tmp_path)
     rows = opened(file)
