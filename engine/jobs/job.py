@@ -28,8 +28,8 @@ from ..client_terms import check_lane, check_span
 from .assembly import Record
 from .columns import Columns, Mapped
 from .desk import MANIFEST, SPOOL, Desk
-from .folder import RESULTS, check_free, clear, forget_bodies
-from .inputs import fingerprint, kind_of, open_rows, spool
+from .folder import INPUT, check_free, clear, forget_bodies, results_place
+from .inputs import fingerprint, open_rows, spool
 from .job_blobs import JobBlobs
 from .lock import JobLock
 from .manifest import Manifest
@@ -39,12 +39,9 @@ from .runner import Ending, Runner, Watch
 from .spec import Counts, Spec, State
 from .status import LOCK, JobStatus, status_of, summary_of
 from .withdraw import withdraw
-from .writers import check_results, write_errors, write_results
+from .writers import write_errors, write_results
 
 __all__ = ["Job"]
-
-_STDIN = "input.jsonl"
-_OWN = {MANIFEST, SPOOL, LOCK, _STDIN, "errors.jsonl", "summary.json", "job.log"}
 
 
 class Job:
@@ -145,12 +142,12 @@ class Job:
             raise ConfigurationError(cannot(f"{folder} cannot be made", error)) from None
         try:
             if os.fspath(source) == "-":
-                spool(folder / _STDIN)
-                source = folder / _STDIN
+                spool(folder / INPUT)
+                source = folder / INPUT
             origin = Place.of(source)
             rows = open_rows(origin, most_bytes=line_bytes)
             Columns(mapped, rows.columns)
-            target = _results_place(place, results, origin)
+            target = results_place(place, results, origin)
             spec = Spec(
                 source=origin.name,
                 fingerprint=fingerprint(origin),
@@ -175,7 +172,7 @@ class Job:
             Manifest.create(folder / MANIFEST, spec, Counts(total=rows.total, size=rows.size)).close()
         except BaseException:
             if made:
-                (folder / _STDIN).unlink(missing_ok=True)
+                (folder / INPUT).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise
@@ -357,7 +354,7 @@ class Job:
     def _rename(self, results: str) -> None:
         spec = self._spec
         folder = Place(spec.errors.rpartition("/")[0])
-        place = _results_place(folder, results, Place(spec.source))
+        place = results_place(folder, results, Place(spec.source))
         with closing(Manifest(self.folder / MANIFEST)) as manifest:
             if manifest.state == "completed":
                 raise ConfigurationError(f"{self.id} is completed: its results are in {spec.results}")
@@ -382,18 +379,3 @@ class Job:
             if manifest.state == "cancelling":
                 manifest.ask_cancel(asked=False)
             manifest.set_state(state, error.message, error.way if isinstance(error, JobStopped) else "resume")
-
-
-def _results_place(output: Place, name: str | None, source: Place) -> Place:
-    if name is None:
-        name = RESULTS.get(kind_of(source), "results/")
-    parts = name.rstrip("/").split("/")
-    if "://" not in name and (not name.strip("/") or name.startswith("/") or not {"", ".", ".."}.isdisjoint(parts)):
-        raise ConfigurationError(f"--results {name!r}: the name of a file in the job's folder, or a URL")
-    if parts[0] in _OWN or parts[0].startswith(MANIFEST):
-        raise ConfigurationError(f"--results {name}: the job has a file of that name itself; take another")
-    place = Place(name) if "://" in name else output.within(name)
-    check_results(place)
-    if place.exists():
-        raise ConfigurationError(f"{place} is there already: name another file")
-    return place

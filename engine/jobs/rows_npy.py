@@ -102,7 +102,7 @@ def _rows_of(
         if crc is not None:
             crc.add(data)
             if position == count and crc.found != crc.expected:
-                raise JobStopped(f"{what} is damaged: it has not the checksum that it should have")
+                raise JobStopped(f"{what} is damaged: it has not the checksum that it should have", way="cancel")
         yield from np.frombuffer(data, header.dtype, rows * math.prod(header.shape[1:])).reshape(
             rows, *header.shape[1:]
         )
@@ -233,7 +233,7 @@ class ArrayFolder:
         """See `Rows`."""
         for number in range(position, self.size):
             name, nbytes = self._files[number]
-            custom_id = _readable(name).removesuffix(".npy")
+            custom_id = _readable(name).removesuffix(".npy") or None
             try:
                 array = self._array(name, nbytes)
             except ConfigurationError as error:
