@@ -147,19 +147,36 @@ class Desk:
         Raises:
             JobStopped: no space left.
         """
+        found = self._anew(sorted(self._out), apart=True)
+        self._out.difference_update(found)
+        return found
+
+    def renew(self) -> list[Key]:
+        """Has what an earlier run has sent asked once more under other ids; before anything is planned.
+
+        Returns:
+            The requests, whose answers count no more.
+
+        Raises:
+            JobStopped: no space left.
+        """
+        keys, self._backlog = self._backlog, []
+        return self._anew(keys, apart=False)
+
+    def _anew(self, keys: Sequence[Key], *, apart: bool) -> list[Key]:
         found = []
         with self._manifest.transaction():
-            for key in sorted(self._out):
+            for key in keys:
                 count = self._manifest.count_of(key)
                 chunk = self._manifest.chunk_of(key.first)
                 rows = [] if count is None else chunk.rows(key.first, count)
-                if count is None or len(rows) < 2:
+                if count is None or (apart and len(rows) < 2):
                     continue
-                self._settle(key, count, chunk, rows, Outcome(again=[Again(index, 1) for index in range(len(rows))]))
+                again = [Again(index, 1) for index in range(len(rows))] if apart else [Again(0, len(rows))]
+                self._settle(key, count, chunk, rows, Outcome(again=again))
                 self._manifest.answered(key, self._spool.append(b""))
                 found.append(key)
             self._manifest.save(self.counts)
-        self._out.difference_update(found)
         return found
 
     # -------------------------------------------------------------------------------------------------------- replies

@@ -202,7 +202,7 @@ class Job:
             patience: seconds without any answer after which it ends, to be resumed.
             window: the most requests under way; it adapts below that.
             results: another name for the results' file.
-            deadline: another one than `create` was given.
+            deadline: another one than `create` was given; it counts for what is under way as well.
             blob_store: where large tensors go past the broker, as for `Client`; it must be the engine's.
             inline_limit: largest tensor within a message, in bytes, where there is a blob store.
 
@@ -225,6 +225,7 @@ class Job:
             "patience": patience,
             "window": window,
             "watch": watch,
+            "renew": deadline is not None,  # what is under way has none, or another one
         }
         blobs = None
         if blob_store:

@@ -73,6 +73,7 @@ class Runner:
         patience: seconds without any answer after which the job ends, to be resumed.
         window: the most requests under way.
         watch: see `Watch`.
+        renew: what an earlier run has sent is asked once more under other ids, and given up under the old ones.
     """
 
     def __init__(
@@ -85,12 +86,14 @@ class Runner:
         patience: float,
         window: int,
         watch: Watch,
+        renew: bool = False,
     ) -> None:
         self._desk = desk
         self._address = address
         self._timeouts = (connect_timeout, reconnect_timeout)
         self._patience = patience
         self._watch = watch
+        self._renew = renew
         self._window = Window(most=window)
         self._thread = ThreadPoolExecutor(1, "rankmq-job")
         self._stop = False
@@ -182,6 +185,9 @@ class Runner:
         self._window.paused()
         await self._take_what_waits(line)
         self._window.paused()  # what waited came at once
+        if self._renew:
+            self._renew = False
+            await self._replace(line, self._desk.renew)
         self._send_again()
         self._send(line)
         step = Step(self._desk.counts)
@@ -326,7 +332,8 @@ class Runner:
                 raise QueueFull(f"{what}: the broker is short of memory or disk and takes no messages")
             if self._ready:
                 raise QueueFull(f"{what}: the requests queue is at its limit")
-            await self._take_apart(line)
+            # It may be one row that keeps the others waiting: each is sent by itself when the job is resumed.
+            await self._replace(line, self._desk.take_apart)
             raise JobStopped(f"{what}: does an orchestrator serve {self._desk.spec.servable}?")
         for key, sent in list(self._sent.items()):
             if sent.asking is None and now - sent.since > _ASK_AGAIN_SECONDS:
@@ -336,9 +343,9 @@ class Runner:
                 self._desk.ask_again(key)
                 del self._sent[key]
 
-    async def _take_apart(self, line: JobLine) -> None:
-        """It may be one row that keeps the others waiting: each is sent by itself when the job is resumed."""
-        keys = await self._loop.run_in_executor(self._thread, self._desk.take_apart)
+    async def _replace(self, line: JobLine, how: Callable[[], list[Key]]) -> None:
+        """Has requests replaced by others, and given up by the engine."""
+        keys = await self._loop.run_in_executor(self._thread, how)
         try:
             await line.cancel(keys)
         except RankmqError as error:

@@ -172,12 +172,19 @@ def test_what_passes_is_sent_again(system: System, state: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["retries"] >= 2
 
 
-def test_a_row_that_never_ends_fails_alone(system: System, state: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_a_row_that_never_ends_fails_alone(later: bool, system: System, state: Path, tmp_path: Path) -> None:
+    """Also where the job has begun, and was stopped, without a word on how long a row may take."""
     rows = [[number, 0, 0] for number in (1, 2, 3, 0, 4, 5)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"x": row}) + "\n" for row in rows))
     out = tmp_path / "out"
-    grow = ["run", tmp_path / "in.jsonl", "-s", "fussy", "-m", "grow", "-o", out, "--deadline", 4]
-    assert "1 of 6 rows failed" in failed(job(system, state, *grow), 8)
+    grow = ["run", tmp_path / "in.jsonl", "-s", "fussy", "-m", "grow", "-o", out]
+    if later:
+        with Service(tmp_path / "logs", "job", *grow, broker_url=system.url, state_dir=state) as first:
+            wait_until(lambda: (out / "job.sqlite").exists() and status_of(out).counts.requests, "a request", 40)
+            assert first.stop(signal.SIGINT) == 130
+        grow = ["resume", out]
+    assert "1 of 6 rows failed" in failed(job(system, state, *grow, "--deadline", 4), 8)
     assert [it["outputs"]["y"][0] for it in lines(out / "results.jsonl")] == [128, 128, 192, 128, 160]
     assert [(it["row"], it["code"]) for it in lines(out / "errors.jsonl")] == [(3, "deadline_exceeded")]
 

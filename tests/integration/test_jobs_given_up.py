@@ -78,6 +78,26 @@ def test_a_row_that_takes_too_long_fails_alone(broker_url: str, tmp_path: Path) 
     assert (error["row"], error["code"], error["message"]) == (17, "deadline_exceeded", "it took too long")
 
 
+def test_a_deadline_that_comes_later_counts_for_what_is_under_way(broker_url: str, tmp_path: Path) -> None:
+    """Under its old id a row that never ends would be known, and waited for."""
+    late = Reply(error=ErrorInfo(code="deadline_exceeded", message="it took too long", side="sender"))
+    with answering(broker_url, lambda request: None if 17 in numbers(request) else doubled(request)) as it:
+        job = make(tmp_path, it)
+        with running(job, broker_url):
+            wait_for(lambda: job.status().counts.completed == COUNT - 5)
+            job.stop()
+        before = len(it.requests)
+        it.answer = lambda request: late if 17 in numbers(request) else doubled(request)
+        status = Job(tmp_path / "out").run(broker_url, deadline=1.5)
+        asked = [p for _, p in it.requests[before:]]
+        it.hears_of(1)
+    assert (status.counts.completed, status.counts.failed) == (COUNT - 1, 1)
+    assert [p.correlation_id for p in it.cancels] == [f"{job.id}.15.0"]
+    assert asked[0].message_id == f"{job.id}.15.1"
+    assert {p.headers["rankmq-run-ms"] for p in asked} == {1500}
+    assert values(tmp_path) == [2 * number for number in range(COUNT) if number != 17]
+
+
 @pytest.mark.parametrize("deadline", [0, -1.0, True, float("nan"), "3"])
 def test_a_deadline_that_cannot_be(tmp_path: Path, deadline: Any) -> None:
     (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
