@@ -76,7 +76,8 @@ class Conveyor:
         if not ahead or not self._expected:
             return _NOTHING
         rows, lasts = self._expected[-1]
-        return UnderWay(ahead, rows, lasts, self._since + sum(seconds for _, seconds in self._expected))
+        all_rows = sum(count for count, _ in self._expected)
+        return UnderWay(ahead, rows, lasts, self._since + sum(seconds for _, seconds in self._expected), all_rows)
 
     def began(self, rows: int, lasts: float, now: float) -> None:
         """A batch of so many rows was sent to the first stage.

@@ -8,7 +8,7 @@ from ..schemas.errors import BlobUnavailable, LimitExceeded, RankmqError
 from .batch import Batch, PendingCall
 from .batcher import Batcher
 from .conveyor import Conveyor, Flight
-from .filling import NEVER, begins_at
+from .filling import LEAD_SECONDS, NEVER, Crowd, begins_at
 from .ledger import Finished
 from .loops import Joining
 from .losses import ticket_of
@@ -69,6 +69,9 @@ class Feed:
         self._joining = Joining()
         self._held: Batch | None = None
         self._alone = False
+        self._crowd = Crowd()
+        self._lasts = NEVER  # seconds that the newest step was expected to take
+        self._idle_since = NEVER  # when rows first waited for the next one, and the ranks for rows
         self._waits = any(model.max_wait for model in servable.models)
 
     def _max_rows(self, subgraph: int, key: Hashable = None) -> int:
@@ -187,7 +190,12 @@ class Feed:
             return False  # rows of that step may be for the same loop, and would have to wait for the end of its slice
         stacked = self.plans[call.subgraph][0].stacked
         whole = alike >= (self._max_rows(call.subgraph, key) if stacked else _UNSTACKED_ROWS)
-        when = begins_at(under_way, waiting=waiting, whole=whole, now=now)
+        crowd = self._crowd.seen(waiting + under_way.all_rows, now)
+        if under_way.steps == 0:
+            self._idle_since = min(self._idle_since, now)
+        if self._lasts >= LEAD_SECONDS or call.loop is not None:
+            crowd = 0
+        when = begins_at(under_way, waiting=waiting, whole=whole, now=now, crowd=crowd, since=self._idle_since)
         if now < when < NEVER:
             self._wake_at(when)
         return when <= now
@@ -223,8 +231,10 @@ class Feed:
             self.steps += 1
             self._joining.began(batch)
             if flight.stage == 0:
-                lasts = self._pace.expected(batch.subgraph, self._like(batch), len(batch), max(flight.turns, default=0))
-                conveyor.began(len(batch), lasts, now)
+                turns = max(flight.turns, default=0)
+                self._lasts = self._pace.expected(batch.subgraph, self._like(batch), len(batch), turns)
+                self._idle_since = NEVER
+                conveyor.began(len(batch), self._lasts, now)
         return sent
 
     # ----------------------------------------------------------------------------------------- what became of them
