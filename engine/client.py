@@ -34,8 +34,6 @@ __all__ = ["CancelState", "Client", "Instances", "Part", "Pending", "Result", "S
 
 _T = TypeVar("_T")
 
-"""Bytes that a message may take beside its body."""
-
 _FIELDS = 64 * 1024
 """Bytes of a body that may be needed beside the data of its tensors."""
 

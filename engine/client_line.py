@@ -214,9 +214,8 @@ class ClientLine:
         async for attempt in retry.connecting(patience, self._stop.is_set):
             with attempt:
                 try:
-                    connection = self._connection = await Connection.open(
-                        self._address, name="rankmq producer", limit=self._limit
-                    )
+                    opening = Connection.open(self._address, name="rankmq producer", limit=self._limit)
+                    connection = self._connection = await opening
                 except BrokerRefused as error:
                     if not self._connected.done():
                         raise
@@ -256,6 +255,7 @@ class ClientLine:
         if channel is None or not channel.is_open:
             return  # sent when the connection is back
         if len(asked.body) + MESSAGE_OVERHEAD > self.max_message:  # the broker takes less than was known
+            asked.over = True
             self._finish(asked.id, too_large("a request", len(asked.body), self.max_message, blobs=asked.blobs))
             return
         properties = Properties(

@@ -29,6 +29,11 @@ class StageCall:
         self._processes: set[_Process] = set()
         self._given_up = False
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nobody wants it any more."""
+        return self._given_up
+
     def waits_for(self, pieces: Sequence[Future[Any]]) -> None:
         """These are its pieces."""
         with self._lock:

@@ -88,6 +88,7 @@ class StageProcesses:
                 found = [_gone(stage)] * len(piece)
             if found is None:
                 log.info("stage %s turns to the engine while it runs: it stays on threads", stage.name)
+                call.give_up()
                 self._here.add(address)
                 return run_function(stage, rows, caller)
             results += found
@@ -97,7 +98,7 @@ class StageProcesses:
         self, address: StageAddress, stage: FunctionStage, rows: Sequence[tuple[Any, ...]], call: StageCall
     ) -> list[RowResult] | None:
         """One piece, in a process that is at nothing else; None: the function looked for the engine."""
-        process = self._take()
+        process = None if call.is_given_up else self._take()
         if process is None:
             return [_gone(stage)] * len(rows)
         error: RowResult

@@ -67,7 +67,7 @@ class Starting:
         self._max_attempts = max_attempts
         self._max_message = max_message
         self._blobs = blobs
-        # What is more than a reply may carry is of no use, and would only fill the memory until it is found out.
+        # More could not be answered with as it is, and is in the memory of all until a row is done.
         self._most_collected = max(max_message, 0 if blobs is None else blobs.most_bytes)
         self._processes = processes
 

@@ -13,10 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...schemas import codec
-from ...schemas.errors import BlobMissing, JobStopped, LimitExceeded, RankmqError, RequestError
-from ...schemas.messages import ErrorInfo, Reply, Request
-from ...schemas.tensors import Tensor
-from ..message_limit import MESSAGE_OVERHEAD, too_large
+from ...schemas.errors import BlobMissing, LimitExceeded, RankmqError, RequestError
+from ...schemas.messages import ErrorInfo, Reply
 from ..references import outputs_of
 from .columns import Input
 from .job_blobs import JobBlobs
@@ -24,6 +22,7 @@ from .manifest import Chunk, Failure, Key, Manifest, made_id
 from .outcomes import Again, Outcome, outcome_of
 from .packing import Packing
 from .reader import Reader
+from .request_bodies import RequestBodies
 from .row_ids import RowIds
 from .spool import Spool
 from .step import Answer, Asking, Room, Step
@@ -57,6 +56,8 @@ class Desk:
         self.max_message = max_message
         self._blobs = blobs
         self._packing = Packing(spec.rows_per_request, spec.most_bytes)
+        self._halved_at = 0
+        self._bodies = RequestBodies(spec, blobs)
         self._ids = RowIds(self._manifest)
         self._reader: Reader | None = None
         self._spool = Spool(folder / SPOOL, self.counts.end)
@@ -185,14 +186,17 @@ class Desk:
         count = self._manifest.count_of(answer.key)
         if count is None:  # on record already, or of a plan that was lost before it was on record
             step.settled.setdefault(answer.key, 0)
+            if self._blobs is not None:
+                self._blobs.drop(_read(answer))
             return None
         key = answer.key
         rows = self._manifest.chunk_of(key.first).rows(key.first, count)
         reply, body = self._whole(answer)
         step.claims_lost |= reply.error is not None and reply.error.code == BlobMissing.code
         self._packing.answered(len(rows), len(body))
-        if reply.error is not None and reply.error.code == LimitExceeded.code and len(rows) > 1:
-            self._packing.too_large()
+        refused = reply.error is not None and reply.error.code == LimitExceeded.code and len(rows) > 1
+        if refused and key.first >= self._halved_at:  # what was packed before that says nothing of what is packed now
+            self._too_large()
         return self._book(key, count, reply, body, step, cancelling=cancelling)
 
     def _book(
@@ -302,18 +306,15 @@ class Desk:
 
     def _planned(self, chunk: Chunk, good: list[Input], failures: list[Failure]) -> Asking | None:
         """Takes down a chunk, and makes its request. Rows that cannot be sent are found one by one if need be."""
-        sent = b"", 0
-        if good:
-            try:
-                sent = self._encoded(good)
-            except RequestError:
-                chunk, good, more = self._sifted(chunk, good)
-                failures += more
-                sent = self._encoded(good) if good else sent
-        self._manifest.add_chunk(chunk)
-        self._manifest.add_failures(failures)
-        self.counts.planned += chunk.count
-        self.counts.failed += len(failures)
+        sent = self._together(good)
+        if sent is None:
+            chunk, good, more = self._sifted(chunk, good)
+            failures += more
+            sent = self._together(good) if more else None
+        if sent is None:
+            self._apart(chunk, failures)
+            return None
+        self._take_down(chunk, failures)
         if not good:
             return None
         key = Key(chunk.first, 0)
@@ -321,51 +322,45 @@ class Desk:
         self.counts.requests += 1
         return Asking(key, len(good), *sent)
 
+    def _take_down(self, chunk: Chunk, failures: list[Failure]) -> None:
+        self._manifest.add_chunk(chunk)
+        self._manifest.add_failures(failures)
+        self.counts.planned += chunk.count
+        self.counts.failed += len(failures)
+
+    def _together(self, rows: list[Input]) -> tuple[bytes, int] | None:
+        """The request of so many rows, which may be none; None if they make none together."""
+        try:
+            return self._bodies.made(rows, self.max_message) if rows else (b"", 0)
+        except RequestError:
+            return None
+
+    def _apart(self, chunk: Chunk, failures: list[Failure]) -> None:
+        """Takes down rows that can be sent, but not together: each will be a request by itself."""
+        self._too_large()
+        self._take_down(chunk, failures)
+        keys = [Key(row, 0) for row in chunk.rows(chunk.first, chunk.count)]
+        for key in reversed(keys):
+            self._manifest.add_request(key, 1)
+            self._backlog.append(key)
+        self.counts.requests += len(keys)
+
+    def _too_large(self) -> None:
+        self._packing.too_large()
+        self._halved_at = self.counts.planned
+
     def _sifted(self, chunk: Chunk, good: list[Input]) -> tuple[Chunk, list[Input], list[Failure]]:
         rows = chunk.rows(chunk.first, chunk.count)
         kept, bad, failures = [], list(chunk.bad), []
         for row, made in zip(rows, good, strict=True):
             try:
-                self._encoded([made], to_try=True)
+                self._bodies.made([made], self.max_message, to_try=True)
             except RequestError as error:
                 bad.append(row - chunk.first)
                 failures.append(Failure(row, chunk.id_of(row), error.code, error.message))
             else:
                 kept.append(made)
-        if not failures:  # each by itself will do, all together are too much: the packing bounds that
-            raise JobStopped("rows that can be sent one by one cannot be sent together: give --rows-per-request 1")
         return replace(chunk, bad=tuple(sorted(bad))), kept, failures
-
-    def _encoded(self, rows: list[Input], *, to_try: bool = False) -> tuple[bytes, int]:
-        """The body of a request, and how many bytes it has and refers to.
-
-        Args:
-            rows: of the request.
-            to_try: it is not to be sent, and what is written for it goes again.
-
-        Raises:
-            RequestError: it is too large, or cannot be sent.
-            JobStopped: the blob store cannot be written.
-        """
-        spec = self.spec
-        names: tuple[str, ...] = ()
-        instances = [dict(it.values) for it in rows]
-        if self._blobs is not None:
-            instances, names = self._blobs.written(instances, self.max_message - 2 * MESSAGE_OVERHEAD)
-        try:
-            body = codec.encode_request(
-                Request(servable=spec.servable, method=spec.method, version=spec.version, instances=instances)
-            )
-            if len(body) + MESSAGE_OVERHEAD > self.max_message:
-                raise too_large("a row", len(body), self.max_message, blobs=self.has_blobs)
-        except RequestError:
-            to_try = True
-            raise
-        finally:
-            if self._blobs is not None and to_try:
-                self._blobs.discard(names)
-        referred = (it.blob.bytes for row in instances for it in row.values() if isinstance(it, Tensor) and it.blob)
-        return body, len(body) + sum(referred)
 
     def _again(self, key: Key, step: Step) -> Asking | None:
         """A request that is on record, made once more out of its rows; None if it cannot be sent any more."""
@@ -376,7 +371,7 @@ class Desk:
         inputs = self.reader.again(chunk)
         good = [inputs[row] for row in chunk.rows(key.first, count)]
         try:
-            return Asking(key, len(good), *self._encoded(good))
+            return Asking(key, len(good), *self._bodies.made(good, self.max_message))
         except RequestError as error:  # the broker takes less than it was believed to
             self._book(key, count, Reply(error=_info(error)), b"", step)
             return None

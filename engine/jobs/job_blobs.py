@@ -65,6 +65,10 @@ class JobBlobs:
             self._read += names_of(outputs_of(reply))
         return whole
 
+    def drop(self, reply: Reply) -> None:
+        """A reply does not count: nobody reads its outputs."""
+        self._read += names_of(outputs_of(reply))
+
     def discard(self, names: tuple[str, ...]) -> None:
         """What was written for a request is not sent."""
         self._blobs.discard(names)

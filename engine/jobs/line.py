@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ from ...schemas.messages import ErrorInfo, Reply
 from .. import topology
 from ..address import BrokerAddress
 from ..claims import CLAIM_HEADER, CLAIMED_BYTES, CLAIMS_HEADER, ClaimFolder
-from ..client_cancel import tell_cancel
+from ..client_cancel import ask_cancel, tell_cancel
 from ..confirms import Outcome
 from ..connection import Channel, Connection, Properties
 from ..deadline import RUN_HEADER
@@ -285,6 +286,14 @@ class JobLine:
         """Acknowledges all replies up to one."""
         if self._in is not None:
             self._in.ack(tag, multiple=True)
+
+    async def is_heard(self) -> bool:
+        """Whether an orchestrator is there: else nobody gives up what waits in the queue, and it is answered later."""
+        try:
+            return bool(await ask_cancel(self._connection, [f"{self._job}.{uuid.uuid4().hex}"], settle=0.0))
+        except RankmqError as error:
+            log.debug("nobody is heard: %s", error)
+            return False
 
     async def cancel(self, keys: list[Key]) -> None:
         """Has the engine give up requests."""

@@ -50,7 +50,7 @@ class Packing:
             most: bytes that the broker would take.
         """
         wanted = max(self._most_bytes, min(_NEAR * self._most_bytes, most)) if near else self._most_bytes
-        self.most_bytes = min(wanted, self._cap)
+        self.most_bytes = max(1, min(wanted, self._cap, most))
 
     def too_large(self) -> None:
         """A request of several rows was refused for its size: those that come are half as large at most."""

@@ -215,14 +215,13 @@ class Runner:
 
     async def _step(self, line: JobLine, requests: int, *, cancelling: bool = False) -> Step:
         answers, tag = self._answers, self._tag
-        self._answers = []
+        self._answers, self._tag = [], 0
         rate, self._rate = self._rate, 0.0
         step = await self._loop.run_in_executor(
             self._thread, lambda: self._desk.step(answers, Room(requests, rate, line.near), cancelling=cancelling)
         )
         if tag:
             line.ack(tag)
-            self._tag = 0
         line.forget(answers, step.settled)
         if step.claims_lost:
             line.keep_bodies()
@@ -280,22 +279,21 @@ class Runner:
             del self._sent[key]
 
     def _send_again(self) -> None:
-        """On a new connection: what the broker has not confirmed. What is too large for it counts as answered so."""
+        """On a new connection: what the broker has not confirmed."""
         again = [it.asking for it in self._sent.values() if it.asking is not None]
         for asking in again:
             del self._sent[asking.key]
         self._ready.extendleft(reversed(again))
-        most = self._desk.max_message
-        for asking in [it for it in self._ready if not it.fits(most)]:
-            self._ready.remove(asking)
-            self._sent[asking.key] = _Sent(asking.rows, asking.nbytes, None, time.monotonic())
-            self._answers.append(asking.too_large(most, blobs=self._desk.has_blobs))
 
     def _send(self, line: JobLine) -> None:
         while self._ready and not line.blocked and time.monotonic() >= self._not_before:
             asking = self._ready.popleft()
             self._window.sent(time.monotonic())
             sent = self._sent[asking.key] = _Sent(asking.rows, asking.nbytes, asking, time.monotonic())
+            if not asking.fits(self._desk.max_message):  # the broker takes less than was known: so is it answered
+                self._answers.append(asking.too_large(self._desk.max_message, blobs=self._desk.has_blobs))
+                self._news.set()
+                continue
             try:
                 line.publish(asking, self._question, lambda outcome, it=sent: self._said(it, outcome))  # type: ignore[misc]
             except ConnectionLost:
@@ -333,7 +331,8 @@ class Runner:
             if self._ready:
                 raise QueueFull(f"{what}: the requests queue is at its limit")
             # It may be one row that keeps the others waiting: each is sent by itself when the job is resumed.
-            await self._replace(line, self._desk.take_apart)
+            if await line.is_heard():
+                await self._replace(line, self._desk.take_apart)
             raise JobStopped(f"{what}: does an orchestrator serve {self._desk.spec.servable}?")
         for key, sent in list(self._sent.items()):
             if sent.asking is None and now - sent.since > _ASK_AGAIN_SECONDS:

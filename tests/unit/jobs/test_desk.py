@@ -215,9 +215,37 @@ def test_rows_with_a_dtype_and_rows_without_do_not_travel_together(tmp_path: Pat
 def test_a_row_that_no_broker_takes_fails_alone(tmp_path: Path) -> None:
     make(tmp_path, ['{"x": 1}', json.dumps({"x": "a" * 9000}), '{"x": 3}'], rows_per_request=9)
     with closing(Desk(tmp_path / "out", max_message=8000)) as desk:
-        (asking,) = desk.step([], Room(1)).asking
-        assert rows_of(asking) == [1, 3]
+        assert [rows_of(it) for it in desk.step([], Room(9)).asking] == [[1], [3]]
     assert failures(tmp_path / "out") == {1: "limit_exceeded"}
+
+
+def test_rows_that_are_too_large_together_travel_alone_and_the_next_are_fewer(tmp_path: Path) -> None:
+    """A number of four characters has nine bytes in a request."""
+    rows = [json.dumps({"x": number, "much": [0.25] * 150}) for number in range(40)]
+    make(tmp_path, rows, rows_per_request=9)
+    asked: list[Asking] = []
+    with closing(Desk(tmp_path / "out", max_message=12_000)) as desk:
+        while (step := desk.step([], Room(3))).asking or step.more:
+            asked += step.asking
+            assert all(len(it.body) < 12_000 for it in step.asking)
+        assert desk.step([answer(it, {}) for it in asked], Room(9)).over
+    assert sorted(row for it in asked for row in rows_of(it)) == list(range(40))
+    assert max(it.rows for it in asked) > 1
+    assert failures(tmp_path / "out") == {}
+    assert len(results(tmp_path / "out")) == 40
+
+
+def test_what_was_packed_before_does_not_make_requests_smaller_and_smaller(tmp_path: Path) -> None:
+    """Given an engine that takes less, when all that is under way is refused, then what comes is half as large."""
+    make(tmp_path, [json.dumps({"x": number, "text": "a" * 1000}) for number in range(400)], rows_per_request=20)
+    error = ErrorInfo(code="limit_exceeded", message="a body of many bytes", side="sender")
+    with closing(Desk(tmp_path / "out")) as desk:
+        desk._packing.most_bytes = 20_000
+        before = desk.step([], Room(10)).asking
+        assert len(before) == 10
+        refused = [Answer(it.key, codec.encode_reply(Reply(error=error))) for it in before]
+        desk.step(refused, Room(0))
+        assert desk._packing.most_bytes >= 10_000
 
 
 def test_what_no_row_survives_is_asked_under_another_id_next_time(begun: tuple[Path, Desk, Asking]) -> None:
