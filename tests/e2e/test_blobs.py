@@ -121,7 +121,7 @@ def test_200_megabytes_over_a_broker_that_takes_16(tmp_path):
         assert x.nbytes == 200_000_000
         (row,) = client.infer({"x": x})
         assert np.array_equal(row["y"], -x)
-        emptied(store)
+    assert not names(store)  # what the engine has kept for who might ask again went when it stopped
 
 
 def test_a_job_with_rows_larger_than_messages(tmp_path):
@@ -148,8 +148,8 @@ def test_a_job_with_rows_larger_than_messages(tmp_path):
         out = tmp_path / "out"
         job("submit", *which, out, "--blob-store", store)
         wait_until(lambda: (out / "summary.json").exists(), "the end of the job", 60)
-        emptied(store)
         assert "2 of 5 rows failed" in job("run", *which, tmp_path / "without")
+    assert not names(store)
     for number, size in enumerate(sizes):
         y = np.load(out / "results" / f"{number}.npy")
         np.testing.assert_array_equal(y, number - np.arange(size, dtype=np.float32))
@@ -187,7 +187,7 @@ def system(vhosts: Vhosts, store: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("method", ["minus", "divided"])
 def test_ranks_on_another_host(system, store, method):
-    assert "is on another host" in system.log
+    assert "on another host" in system.log
     rows = [{"x": np.arange(40_000, dtype=np.float32) + number} for number in range(4)]
     with watched(store) as seen, system.client("blobs", method) as client:  # which itself has no store
         pending = [client.infer_async(row) for row in rows]

@@ -21,7 +21,7 @@ from tests.e2e.systems import System, Vhosts, running, wait_until
 X = np.ones((4, 16), np.float32)
 Y = X @ WEIGHT
 IN_FLIGHT = 4
-LONG = 2.0
+LONG = 1.5
 QUEUE = "rankmq.requests.steady.normal"
 
 

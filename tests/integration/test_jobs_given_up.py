@@ -42,19 +42,28 @@ def test_nobody_answers(broker_url: str, tmp_path: Path, monkeypatch: pytest.Mon
         assert job.run(broker_url).counts.completed == COUNT
 
 
+def test_where_nobody_is_there_to_give_it_up_it_stays_as_it_was(broker_url: str, tmp_path: Path) -> None:
+    """What waits in the queue is answered when an engine comes, and is not computed twice."""
+    with answering(broker_url, lambda _: None) as it:
+        job = make(tmp_path, it)
+        with pytest.raises(JobStopped, match="nothing was answered"):
+            job.run(broker_url, patience=1.0)
+        assert job.status().counts.retries == 0
+
+
 def test_what_was_under_way_then_is_sent_row_by_row(broker_url: str, tmp_path: Path) -> None:
     """So that a row that never ends keeps itself waiting alone."""
 
     def answer(request: Request) -> Reply | None:
         return None if 17 in numbers(request) else doubled(request)
 
-    with answering(broker_url, answer) as it:
+    with answering(broker_url, answer, cancelled=lambda _: ["noted"]) as it:
         job = make(tmp_path, it)
         with pytest.raises(JobStopped, match="nothing was answered"):
             job.run(broker_url, patience=1.0)
         assert job.status().counts.completed == COUNT - 5
-        it.hears_of(1)
-        assert [p.correlation_id for p in it.cancels] == [f"{job.id}.15.0"]
+        it.hears_of(2)  # the first asks whether anybody is there
+        assert [p.correlation_id for p in it.cancels][1:] == [f"{job.id}.15.0"]
         with pytest.raises(JobStopped, match="nothing was answered"):
             job.run(broker_url, patience=1.0)
         assert job.status().counts.completed == COUNT - 1
