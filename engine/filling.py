@@ -17,7 +17,7 @@ COMPANY_SECONDS = 0.01
 """How long the first rows wait, at most, for others that were there a moment ago and are likely to come again."""
 
 CROWD_SECONDS = 0.05
-"""What is a moment ago; up to twice as long."""
+"""What is a moment ago; up to three times as long."""
 
 NEVER = math.inf
 
