@@ -207,7 +207,7 @@ def call_servable(*args: Any, subgraph: int = 0) -> Any:
 
 def repeat(
     *args: Any,
-    times: Any,
+    times: Any = None,
     feed: Mapping[int | str, int | str],
     collect: int | str | Sequence[int | str] = (),
     last: int | str | Sequence[int | str] = (),
@@ -224,7 +224,10 @@ def repeat(
 
     The ranks feed their own outputs to their own inputs, a slice of turns at a time; only what comes of a slice crosses
     the broker. Rows of other requests that are in the same loop share the batch: they join it between slices, and leave
-    it when they are done. A row that runs all its turns without being done gives what it has until then.
+    it when they are done.
+
+    With `times`, a row that runs all its turns gives what it has by then, as generated text that is cut. Without, its
+    `until` has to end it, as an iteration that converges: if that takes more than `at_most` turns, it fails.
 
     Inputs and outputs of the graph are named by their name or by their place from 0; an input's place is that among
     `args`.
@@ -232,13 +235,14 @@ def repeat(
     Args:
         args: the graph's inputs in the first turn; before them a declared model, if `subgraph` counts within it.
         times: how many turns at most: a number, or an input of the method or a result of a stage; where that is 0, no
-            turn is run.
+            turn is run. It may be left out where `until` ends each row.
         feed: by input, the output that it is given from the second turn on. What is not fed stays as it was. Every rank
             must have that output whole and the same (`all_equal` has it checked), or divided as the input is.
         collect: outputs that are kept of every turn: arrays with the turns along a new first axis.
         last: outputs that are kept of the last turn.
         until: an output, a bool or whole number a row: a row for which it is not zero is done with that turn.
-        at_most: the largest `times` that a request may ask for, where they come with it.
+        at_most: the largest `times` that a request may ask for, where they come with it; without `times`, how many
+            turns a row may take to end (then `TurnsExhausted`).
         subgraph: its number.
         slice_turns: how many turns the ranks run at most before other rows can join; fewer, where they are slow.
         slice_seconds: about how long such a slice may take: with it, `slice_turns` may be large, for ranks that are
@@ -262,7 +266,7 @@ def repeat(
         args, subgraph = args[1:], _number_of(model, subgraph, trace)
     elif not _counts(subgraph, 0):
         raise trace.error(f"subgraph must be a whole number from 0, not {subgraph!r}")
-    if not isinstance(times, Symbol) and not _counts(times, 1):
+    if times is not None and not isinstance(times, Symbol) and not _counts(times, 1):
         raise trace.error(f"times must be a whole number above 0, or come with the request, not {times!r}")
     for word, value in (("at_most", 1 if at_most is None else at_most), ("slice_turns", slice_turns)):
         if not _counts(value, 1):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..schemas.errors import GraphFailed, InvalidInput, LimitExceeded, RankmqError, TemporaryFailure
+from ..schemas.errors import GraphFailed, InvalidInput, LimitExceeded, RankmqError, TemporaryFailure, TurnsExhausted
 from . import retry
 from .loop import Loop
 from .loop_plan import Turned
@@ -36,6 +36,7 @@ class LoopRow:
         collected: by slice, what was collected.
         last: of the newest slice.
         turns: how many it has run.
+        stopped: whether its flag has ended it.
         sizes: per output that is collected, its bytes so far.
     """
 
@@ -44,6 +45,7 @@ class LoopRow:
     collected: list[tuple[Array, ...]] = field(default_factory=list)
     last: tuple[Array, ...] = ()
     turns: int = 0
+    stopped: bool = False
     sizes: tuple[int, ...] = ()
 
     def took(self, turned: Turned) -> bool:
@@ -59,6 +61,7 @@ class LoopRow:
         self.turns += turned.turns
         before = self.sizes or (0,) * len(turned.collected)
         self.sizes = tuple(size + part.nbytes for size, part in zip(before, turned.collected, strict=True))
+        self.stopped = turned.stopped
         return turned.stopped or self.left <= 0
 
     def check_size(self, loop: Loop, most: int | None) -> None:
@@ -185,6 +188,11 @@ class RepeatRun:
             row.check_size(loop, self._context.most_collected)
         except LimitExceeded as error:
             return error
+        if done and self._stage.must_stop and not row.stopped:
+            return TurnsExhausted(
+                f"the loop over subgraph {self._stage.subgraph} did not end: its output {loop.until!r} was not set in "
+                f"{row.turns} turns, and that is how many it may take (at_most)"
+            )
         return row.result() if done else None
 
     def _show(self, place: int) -> None:

@@ -218,6 +218,7 @@ class RepeatStage:
         tag: a word of the configuration's author for it; "" if none.
         stream: makes parts of the answer of what the loop has given so far; None: there are none.
         stream_inputs: what that function is given before it.
+        must_stop: whether a row that its flag has not ended after `times` turns has failed.
     """
 
     subgraph: int
@@ -231,6 +232,7 @@ class RepeatStage:
     tag: str = ""
     stream: Callable[..., Any] | None = None
     stream_inputs: tuple[Ref, ...] = ()
+    must_stop: bool = False
 
 
 Stage: TypeAlias = FunctionStage | SubgraphStage | RepeatStage

@@ -140,27 +140,44 @@ class Trace:
         stream: Callable[..., Any] | None = None,
         stream_args: tuple[Any, ...] = (),
     ) -> Symbol | tuple[Symbol, ...]:
-        """Add a loop over a subgraph (servable-wide number); `times` a number, or a value of the request."""
-        if isinstance(times, Symbol):
-            if at_most is None:
-                raise self.error("times comes with the request: say what it may be at most (at_most=)")
-        elif at_most is not None:
-            raise self.error("at_most is for times that come with the request")
-        elif times > _MOST_TURNS:
-            raise self.error(
-                f"times must be up to {_MOST_TURNS}, not {times}: where it may be more, let it come with the request "
-                "(at_most=)"
-            )
+        """Add a loop over a subgraph (servable-wide number).
+
+        `times` is a number; a value of the request; or None, where each row's flag has to end it.
+        """
+        most, must_stop = self._most_turns(loop, times, at_most), times is None
         inputs, count = self._graph_inputs(subgraph, args), len(loop.collect) + len(loop.last)
         if stream is not None:
             name = getattr(stream, "__name__", type(stream).__name__)
             self._check_function(stream, name, len(stream_args) + count, None)
-        most = times if at_most is None else at_most
         where, shown = self._declaration.here(), tuple(self._ref(value) for value in stream_args)
+        turns = self._ref(most if must_stop else times)
         stage = RepeatStage(
-            subgraph, inputs, self._ref(times), most, loop, slice_turns, count, where, tag, stream, shown
+            subgraph, inputs, turns, most, loop, slice_turns, count, where, tag, stream, shown, must_stop
         )
         return self._add(stage, count, f"subgraph {subgraph}, repeated")
+
+    def _most_turns(self, loop: Loop, times: Any, at_most: int | None) -> int:
+        """How many turns a row of a loop may ever run."""
+        if isinstance(times, Symbol):
+            if at_most is None:
+                raise self.error("times comes with the request: say what it may be at most (at_most=)")
+            return at_most
+        if times is None:
+            if loop.until is None:
+                raise self.error("it would never end: say how many turns it runs (times=), or what ends it (until=)")
+            if at_most is None:
+                raise self.error("it has no times: say how many turns it may take until its flag is set (at_most=)")
+            if at_most > _MOST_TURNS:
+                raise self.error(f"at_most of a loop without times must be up to {_MOST_TURNS}, not {at_most}")
+            return at_most
+        if at_most is not None:
+            raise self.error("at_most is for times that come with the request, and for loops without times")
+        if times > _MOST_TURNS:
+            raise self.error(
+                f"times must be up to {_MOST_TURNS}, not {times}: where it may be more, let it come with the request "
+                "(at_most=)"
+            )
+        return int(times)
 
     def _graph_inputs(self, subgraph: int, args: tuple[Any, ...]) -> tuple[Ref, ...]:
         for value in args:

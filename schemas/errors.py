@@ -18,6 +18,7 @@
     │   ├── StageFailed           a Python function of the servable raised
     │   ├── TemporaryFailure      raised by such a function for what may succeed a little later
     │   ├── GraphFailed           a subgraph raised on a rank
+    │   ├── TurnsExhausted        a loop that has to end by its flag did not, in as many turns as it may run
     │   ├── CollectiveFailed      the ranks could not talk to each other within a graph
     │   ├── RanksDisagree         the ranks' outputs differ where they must be equal
     │   ├── GroupUnavailable      no complete group of ranks
@@ -90,6 +91,7 @@ __all__ = [
     "Side",
     "StageFailed",
     "TemporaryFailure",
+    "TurnsExhausted",
     "Undecodable",
     "UnknownMethod",
     "UnknownServable",
@@ -224,6 +226,12 @@ class GraphFailed(ServingError):
     """A subgraph raised on a rank."""
 
     code = "graph_failed"
+
+
+class TurnsExhausted(ServingError):
+    """A loop that ends by its flag only ran as many turns as it may, and the flag was not set."""
+
+    code = "turns_exhausted"
 
 
 class CollectiveFailed(ServingError):

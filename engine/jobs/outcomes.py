@@ -26,7 +26,7 @@ _AGAIN: Mapping[str, int] = {
 _ALONE = 1
 """How often a row is sent again after it took too long: alone, so that what it keeps waiting is itself."""
 
-_OF_EACH_ROW = frozenset({"invalid_input", "graph_failed", "cancelled"})
+_OF_EACH_ROW = frozenset({"invalid_input", "graph_failed", "turns_exhausted", "cancelled"})
 """Errors of a whole request that each of its rows met by itself: where all fail alike, a reply says it once."""
 
 _OF_THE_JOB = frozenset({"unknown_servable", "unknown_method", "unknown_version", "unsupported_schema"})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rankmq.schemas.errors import InstancesFailed
+from rankmq.schemas.errors import InstancesFailed, RankmqError, TurnsExhausted
 
 from tests.e2e.conftest import Start
 from tests.e2e.graphs import WORDS, Graph, op, spec, write_servable
@@ -36,6 +36,10 @@ def count(total, step, limit, times):
         total, step, limit, times=times, at_most=40, feed={{"total": "after"}}, until="reached", collect="after",
         last=0, slice_turns=4,
     )
+
+@register.register_method(output_names=["total"])
+def settle(total, step, limit):
+    return register.repeat(total, step, limit, at_most=40, feed={{"total": "after"}}, until="reached", last="after")
 
 @register.register_method(output_names=["all", "x"])
 def divided(x, factor):
@@ -156,6 +160,25 @@ def test_times_that_cannot_be(system: System) -> None:
         (answer,) = client.infer({**row, "times": np.int32(0)})
         assert answer["all"].shape == (0, WIDTH)
         np.testing.assert_array_equal(answer["total"], row["total"])
+
+
+def test_a_row_whose_loop_does_not_end_in_time_fails_alone(system: System) -> None:
+    def a_row(turns: int, step: float = 2) -> dict[str, np.ndarray]:
+        total, steps = np.full(WIDTH, 3, np.float32), np.full(WIDTH, step, np.float32)
+        return {"total": total, "step": steps, "limit": total + steps * (turns - 1)}
+
+    with system.client("loops", "settle") as client:
+        with pytest.raises(InstancesFailed) as caught:
+            client.infer([a_row(40), a_row(41), a_row(1), a_row(9, step=0), a_row(17)])
+        with pytest.raises(TurnsExhausted):
+            client.infer(a_row(1000))
+    last, late, first, endless, some = caught.value.results
+    for turns, answer in ((40, last), (1, first), (17, some)):
+        assert not isinstance(answer, RankmqError)
+        np.testing.assert_array_equal(answer["total"], np.full(WIDTH, 3 + 2 * turns))
+    for error in (late, endless):
+        assert isinstance(error, TurnsExhausted)
+        assert "subgraph 0 did not end: its output 'reached' was not set in 40 turns" in error.message
 
 
 def test_a_rank_that_dies_in_the_middle_of_loops(start: Start, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_the_page_for_authors_has_two_servables_that_load(tmp_path: Path) -> Non
         (tmp_path / name / "servable_config.py").write_text(text)
     found = [load_servable(tmp_path, name, require_models=False) for name in ("lessons", "tally")]
     assert [(set(it.methods), set(it.pipelines)) for it in found] == [
-        ({"project", "plain", "climb", "look_up"}, {"settle"}),
+        ({"project", "plain", "climb", "reach", "look_up"}, {"settle"}),
         ({"begin", "add"}, {"add_up"}),
     ]
 

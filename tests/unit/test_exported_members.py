@@ -19,7 +19,8 @@ PUBLIC: dict[str, str] = {
         GroupUnavailable InstanceError InstancesFailed InternalError InvalidInput LimitExceeded Limits LockstepError
         ModelError OperatorError ProducerError QueueFull QueueStatus RankStatus RankmqError RanksDisagree Reply
         ReplyTimeout ReplyUnroutable Request RequestError RequestIdReused ServableError ServingError SessionLost
-        StageFailed Stats Status TemporaryFailure Tensor Undecodable UnknownMethod UnknownServable UnknownVersion
+        StageFailed Stats Status TemporaryFailure Tensor TurnsExhausted Undecodable UnknownMethod UnknownServable
+        UnknownVersion
         UnsupportedSchema Value
         array_of asyncapi bfloat16_to_float32 content_type_of decode_reply decode_request decode_status encode
         encode_reply encode_request error_codes float32_to_bfloat16 from_array from_plain from_wire json_schema

@@ -43,6 +43,14 @@ def test_a_loop_of_a_number_of_turns(tmp_path):
     assert (found.times.value, found.at_most) == (5, 5)
 
 
+def test_a_loop_that_its_flag_has_to_end(tmp_path):
+    (found,) = method_of(tmp_path, "register.repeat(x, feed={0: 0}, last=0, until='done', at_most=50)").stages
+    assert isinstance(found.times, Constant)
+    assert (found.times.value, found.at_most, found.must_stop) == (50, 50, True)
+    (cut,) = method_of(tmp_path, "register.repeat(x, times=50, feed={0: 0}, last=0, until='done')").stages
+    assert not cut.must_stop
+
+
 def test_a_loop_over_a_models_subgraph(tmp_path):
     text = (
         MODEL.rpartition("distributed")[0]
@@ -70,7 +78,17 @@ GOOD = {"times": "n", "at_most": "3", "feed": "{0: 0}", "collect": "0"}
     ("change", "match"),
     [
         ({"at_most": None}, r"say what it may be at most \(at_most=\)"),
-        ({"times": "3"}, "at_most is for times that come with the request"),
+        ({"times": "3"}, "at_most is for times that come with the request, and for loops without times"),
+        ({"times": None}, r"it would never end: say how many turns it runs \(times=\), or what ends it \(until=\)"),
+        (
+            {"times": None, "until": "0", "at_most": None},
+            r"turns it may take until its flag is set \(at_most=\)",
+        ),
+        (
+            {"times": None, "until": "0", "at_most": "10**6 + 1"},
+            "of a loop without times must be up to 1000000",
+        ),
+        ({"times": None, "until": "0", "at_most": "0"}, "at_most must be a whole number above 0"),
         ({"times": "0", "at_most": None}, "times must be a whole number above 0"),
         ({"times": "'3'", "at_most": None}, "times must be a whole number above 0"),
         ({"times": "10**6 + 1", "at_most": None}, "up to 1000000, not 1000001: .* let it come with the request"),

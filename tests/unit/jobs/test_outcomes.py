@@ -1,5 +1,6 @@
 """What a reply means for the rows of its request."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rankmq.engine.jobs.outcomes import Again, outcome_of
@@ -70,8 +71,9 @@ def test_a_request_that_failed_over_one_row_is_taken_apart() -> None:
     assert list(outcome_of(Reply(error=error("limit_exceeded")), 1, 1).failed) == [0]
 
 
-def test_a_request_whose_rows_all_failed_alike_is_not() -> None:
-    found = outcome_of(Reply(error=error("invalid_input")), 3, 0)
+@pytest.mark.parametrize("code", ["invalid_input", "graph_failed", "turns_exhausted"])
+def test_a_request_whose_rows_all_failed_alike_is_not(code: str) -> None:
+    found = outcome_of(Reply(error=error(code)), 3, 0)
     assert sorted(found.failed) == [0, 1, 2]
     assert not found.again
 
