@@ -110,6 +110,8 @@ class Calls(RunPorts):
 
         def given(session: Session | None) -> None:
             context.tally.for_slots -= 1
+            if session is not None and context.tally.slot_at is None:
+                context.tally.slot_at = self._clock()
             run(session)
 
         def begin() -> None:
@@ -117,13 +119,18 @@ class Calls(RunPorts):
             if sessions is None or context.life.over is not None:
                 run(None)
             elif driver.takes_slot(subgraph):
+                if sessions.held(driver) is None:  # what cannot be run does not wait for a slot
+                    refused = [it for it in driver.refusals(subgraph, rows, lenient=context.lenient) if it is not None]
+                    if len(refused) == len(rows):
+                        done([*refused])
+                        return
                 context.tally.for_slots += 1
-                sessions.use(driver, given)
+                sessions.use(driver, given, context.life)
             else:  # what the instance holds is lost with the epoch, whichever of its calls is under way then
                 run(sessions.held(driver))
 
         if driver.servable.slots:
-            driver.formed(begin)
+            driver.formed(begin, context.life)
         else:
             run(None)
 

@@ -79,7 +79,7 @@ class Deadlines(Generic[T]):
         return len(self._when)
 
     def add(self, item: T, when: float) -> None:
-        """An item is over at a time."""
+        """An item is over at a time, whatever was said of it before."""
         self._when[item] = when
         self._count += 1  # breaks ties: items have no order
         heapq.heappush(self._heap, (when, self._count, item))
@@ -87,12 +87,12 @@ class Deadlines(Generic[T]):
     def discard(self, item: T) -> None:
         """An item is done, and nobody asks for its deadline any more."""
         if self._when.pop(item, None) is not None and len(self._heap) > 2 * len(self._when) + _SLACK:
-            self._heap = [it for it in self._heap if it[2] in self._when]
+            self._heap = [it for it in self._heap if self._when.get(it[2]) == it[0]]
             heapq.heapify(self._heap)
 
     def next(self) -> float | None:
         """When the next one is over; None where there is none."""
-        while self._heap and self._heap[0][2] not in self._when:
+        while self._heap and self._when.get(self._heap[0][2]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 

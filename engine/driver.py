@@ -30,7 +30,7 @@ from .feed import Feed, settle
 from .group import Action, Began, Ended, GiveUp, Group, GroupRules, GroupState, Send
 from .group_ports import GroupPorts
 from .group_status import status_of
-from .intake import pending_call
+from .intake import pending_call, refusal
 from .ledger import Finished
 from .life import Life
 from .loop import Loop
@@ -45,6 +45,7 @@ from .slots import Session, Slots
 from .stages import ranks_of_tag
 from .ticket import Done, RowResult, Ticket
 from .topology import DEFAULT_LANE
+from .waiting_line import WaitingLine
 
 __all__ = ["Done", "GroupDriver", "GroupPorts", "RowResult"]
 
@@ -93,8 +94,8 @@ class GroupDriver:
         self._overdue: Batch | None = None
         self._began_once = False
         self._closed: RankmqError | None = None
-        self._early: list[Ticket] = []
-        self._unformed: list[Callable[[], None]] = []
+        self._early: dict[Ticket, None] = {}
+        self._unformed: WaitingLine[Callable[[], None]] = WaitingLine()
         self._stateful: frozenset[int] = frozenset()
         self._tickets: dict[Ticket, None] = {}
 
@@ -144,6 +145,7 @@ class GroupDriver:
             done(results)
 
         def give_up(reason: RankmqError) -> None:
+            self._early.pop(ticket, None)
             if ticket.pending is not None:
                 self._feed.cancel(ticket.pending)
             ticket.settle_all(reason)
@@ -167,18 +169,26 @@ class GroupDriver:
             self._admit(ticket)
             self._ports.pump_soon()
         else:
-            self._early.append(ticket)  # the ranks that come to serve may have other graphs than those that first try
+            self._early[ticket] = None  # the ranks that come to serve may have other graphs than those that first try
 
-    def formed(self, then: Callable[[], None]) -> None:
-        """Calls `then` once it is known what the graphs are: at once where an epoch has begun, or none ever will."""
+    def formed(self, then: Callable[[], None], life: Life) -> None:
+        """Calls `then` once it is known what the graphs are: at once where an epoch has begun, or none ever will.
+
+        When the life ends before that, it is called as well.
+        """
         if self._began_once or self._closed is not None:
             then()
         else:
-            self._unformed.append(then)
+            self._unformed.add(then, life, then)
 
     def takes_slot(self, subgraph: int) -> bool:
         """Whether a call of a subgraph needs a session; known once the group has formed (see `formed`)."""
         return self.servable.slots > 0 and subgraph in self._stateful
+
+    def refusals(self, subgraph: int, rows: Sequence[tuple[Any, ...]], *, lenient: bool) -> list[RankmqError | None]:
+        """By row, what it would fail with even if it had a slot; known once the group has formed (see `formed`)."""
+        plan = self._feed.plans[subgraph][0]
+        return [refusal(plan, row, lenient=lenient) for row in rows]
 
     def _admit(self, ticket: Ticket) -> None:
         if ticket.is_over:
@@ -319,7 +329,7 @@ class GroupDriver:
         self._feed.epoch_began()
         self._began_once = True
         self.slots.began(epoch)
-        early, self._early = self._early, []
+        early, self._early = self._early, {}
         for ticket in early:
             self._admit(ticket)
         self._run_unformed()
@@ -327,9 +337,8 @@ class GroupDriver:
         self.pump()
 
     def _run_unformed(self) -> None:
-        unformed, self._unformed = self._unformed, []
-        for then in unformed:
-            then()
+        while self._unformed:
+            self._unformed.take()()
 
     def _ended(self, epoch: int, reason: str) -> None:
         conveyor, self._conveyor = self._conveyor, None

@@ -15,10 +15,13 @@ from .plan import SubgraphPlan
 from .slots import Session
 from .ticket import Ticket
 
-__all__ = ["pending_call"]
+__all__ = ["pending_call", "refusal"]
 
 _HEAD_STARTS = {"high": 4096, "normal": 512}
 """How many calls that came before it a call of a lane may overtake: a bound, so that none is starved."""
+
+
+_ANY = Session(slot=0, epoch=0)
 
 
 def pending_call(ticket: Ticket, plan: SubgraphPlan, loop: LoopPlan | None = None) -> PendingCall | None:
@@ -53,6 +56,21 @@ def pending_call(ticket: Ticket, plan: SubgraphPlan, loop: LoopPlan | None = Non
         keys = [(ticket, place) for place in range(len(good))]
     head_start, turns = _HEAD_STARTS.get(ticket.lane, 0), [ticket.turns[place] for place in ticket.places if loop]
     return PendingCall(ticket.subgraph, good, keys, ticket, ticket.requests, head_start, loop, turns)
+
+
+def refusal(plan: SubgraphPlan, row: tuple[Any, ...], *, lenient: bool) -> RankmqError | None:
+    """What a row of an instance that has no slot yet would fail with, without getting to the ranks; None if nothing.
+
+    Args:
+        plan: of the subgraph's first stage.
+        row: the inputs as they were given.
+        lenient: whether values may be converted to the graph's dtypes.
+    """
+    try:
+        plan.check_row(_arguments(plan, row, _ANY), lenient=lenient)
+    except RankmqError as error:
+        return error
+    return None
 
 
 def _arguments(plan: SubgraphPlan, row: tuple[Any, ...], session: Session | None) -> list[np.ndarray[Any, Any]]:

@@ -34,7 +34,7 @@ class Life:
             self._stops[stop] = None
 
     def forget(self, stop: Stop) -> None:
-        """What `stop` would have stopped has ended by itself."""
+        """What `stop` would have stopped has ended by itself, or with something that was stopped before it."""
         self._stops.pop(stop, None)
 
     def end(self, reason: RankmqError) -> None:
@@ -42,6 +42,7 @@ class Life:
         if self.over is not None:
             return
         self.over = reason
-        stops, self._stops = list(self._stops), {}
-        for stop in stops:
+        while self._stops:
+            stop = next(iter(self._stops))
+            del self._stops[stop]
             stop(reason)

@@ -39,7 +39,9 @@ class OpenRequest:
         delivered: when its present delivery was; see `custody`.
         content_type: of the reply.
         life: whether it is still wanted.
+        expires: until when its sender wants it, on the monotonic clock; None for any time.
         run_seconds: how long it may take once it has begun; None for any time.
+        started: when it began, on the monotonic clock; None before that.
         start: begins its work, once it may.
         context: what its runs share, once it was understood.
         results: per instance.
@@ -59,7 +61,9 @@ class OpenRequest:
     delivered: float
     content_type: str = codec.MSGPACK
     life: Life = field(default_factory=Life)
+    expires: float | None = None
     run_seconds: float | None = None
+    started: float | None = None
     start: Callable[[], None] | None = None
     context: RunContext | None = None
     results: list[RowResult | None] = field(default_factory=list)
@@ -139,6 +143,23 @@ class OpenRequest:
         """Whether it has not come further than to wait for slots on the ranks."""
         tally = self.context.tally if self.context is not None else None
         return tally is not None and not tally.calls and 0 < self.left == tally.for_slots
+
+    def ends_at(self, now: float) -> float | None:
+        """Until when it is worth serving, on the monotonic clock, as far as is known now; None for any time.
+
+        What it may take once it has begun counts anew from when it was given its first slot: to wait for that is to
+        wait behind others, as in the queue.
+        """
+        found = self.expires
+        if self.run_seconds is not None and self.started is not None:
+            since, tally = self.started, self.context.tally if self.context is not None else None
+            if self.waits_for_slots:
+                since = now
+            elif tally is not None and tally.slot_at is not None:
+                since = tally.slot_at
+            run = since + self.run_seconds
+            found = run if found is None else min(found, run)
+        return found
 
     def stats(self, now: float) -> Stats:
         """Where its time went until now."""

@@ -28,11 +28,13 @@ class Tally:
         calls: subgraph calls.
         seconds: waiting for them, summed over the calls.
         for_slots: instances that wait for a slot now.
+        slot_at: when the first of them was given one, on the monotonic clock; None before that.
     """
 
     calls: int = 0
     seconds: float = 0.0
     for_slots: int = 0
+    slot_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

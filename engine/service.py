@@ -204,17 +204,22 @@ class Service:
         if left is not None:
             if left <= 0:
                 raise DeadlineExceeded(f"its deadline passed {abs(left):.3f} s before it was taken")
-            self._ends_by(open_, now + left)
+            open_.expires = now + left
+            self._has_until(open_, now)
         open_.run_seconds = run_seconds(delivery.headers)
         if open_.key and self._noted.pop(open_.key, self) is None:
             raise Cancelled("somebody asked for it to be given up before it was taken")
 
-    def _ends_by(self, open_: OpenRequest, when: float) -> None:
-        """The request is given up at a time, if that is not later than what it was given before."""
-        if open_.life.deadline is None or when < open_.life.deadline:
-            open_.life.deadline = when
-            self._deadlines.add(open_, when)
-            self._ports.wake_at(when)
+    def _has_until(self, open_: OpenRequest, now: float) -> bool:
+        """Has the request looked at again when its time is up; False where it is."""
+        when = open_.life.deadline = open_.ends_at(now)
+        if when is None:
+            return True
+        if when <= now:
+            return False
+        self._deadlines.add(open_, when)
+        self._ports.wake_at(when)
+        return True
 
     def _admit(self) -> None:
         """Starts what may be started; requests that end while they are started let further ones start."""
@@ -233,7 +238,8 @@ class Service:
         self, open_: OpenRequest, request: Request, servable: Servable, entry: Method | Pipeline, lane: str
     ) -> None:
         if open_.run_seconds is not None:
-            self._ends_by(open_, self._clock() + open_.run_seconds)
+            open_.started = self._clock()
+            self._has_until(open_, open_.started)
         try:
             self._starting.start(open_, request, servable, entry, lane)
         except RankmqError as error:
@@ -266,10 +272,12 @@ class Service:
 
     def tick(self) -> None:
         """Time passed: what is past its deadline is given up."""
+        now = self._clock()
         # Those that are given up leave their slots to others, which may be past theirs as well.
-        for open_, in_vain in [(it, it.waits_for_slots) for it in self._deadlines.due(self._clock())]:
-            when = "while it waited for a slot" if in_vain else "before it was done"
-            self._give_up(open_, DeadlineExceeded(f"its deadline passed {when}"))
+        for open_, in_vain in [(it, it.waits_for_slots) for it in self._deadlines.due(now)]:
+            if not self._has_until(open_, now):
+                when = "while it waited for a slot" if in_vain else "before it was done"
+                self._give_up(open_, DeadlineExceeded(f"its deadline passed {when}"))
         following = self._deadlines.next()
         if following is not None:
             self._ports.wake_at(following)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from .life import Life
 from .slots import Session
 
 if TYPE_CHECKING:
@@ -31,12 +32,13 @@ class InstanceSessions:
         """The instance's session on a group, if it has one."""
         return self._sessions.get(driver)
 
-    def use(self, driver: GroupDriver, then: Callable[[Session | None], None]) -> None:
+    def use(self, driver: GroupDriver, then: Callable[[Session | None], None], life: Life) -> None:
         """Calls `then` with the instance's session on a group, once there is one.
 
         Args:
             driver: the group's.
-            then: called with the session, or with None if there will never be one.
+            then: called with the session, or with None if there will never be one, or the request is over.
+            life: of the request.
         """
         session = self._sessions.get(driver)
         if session is not None:
@@ -50,7 +52,7 @@ class InstanceSessions:
                 self._sessions[driver] = session
             then(session)
 
-        driver.slots.acquire(given)
+        driver.slots.acquire(given, life)
 
     def release(self) -> None:
         """Gives everything back: the instance has ended."""

@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .life import Life
+from .waiting_line import WaitingLine
+
 __all__ = ["Session", "Slots"]
 
 
@@ -35,8 +38,9 @@ class Slots:
         self._count = count
         self._free: deque[int] = deque(range(count))
         self._held: dict[Session, None] = {}
-        self._waiting: deque[Callable[[Session | None], None]] = deque()
+        self._waiting: WaitingLine[Callable[[Session | None], None]] = WaitingLine()
         self._epoch: int | None = None
+        self._serving = False
         self._closed = False
 
     @property
@@ -49,16 +53,18 @@ class Slots:
         """How many wait for one."""
         return len(self._waiting)
 
-    def acquire(self, given: Callable[[Session | None], None]) -> None:
+    def acquire(self, given: Callable[[Session | None], None], life: Life) -> None:
         """Gives a slot, at once or when one is free and an epoch has begun.
 
         Args:
-            given: called with the session, which has to be released; with None if there will never be one.
+            given: called once: with the session, which has to be released; or with None, if there will never be one, or
+                nobody wants it any more.
+            life: of the request that it is for; when that ends, it does not wait any longer.
         """
         if self._closed:
             given(None)
             return
-        self._waiting.append(given)
+        self._waiting.add(given, life, lambda: given(None))
         self._serve()
 
     def release(self, session: Session) -> None:
@@ -86,12 +92,18 @@ class Slots:
     def close(self) -> None:
         """Gives nothing any more; who waits is told so."""
         self._closed = True
-        waiting, self._waiting = self._waiting, deque()
-        for given in waiting:
-            given(None)
+        while self._waiting:
+            self._waiting.take()(None)
 
     def _serve(self) -> None:
-        while self._epoch is not None and self._free and self._waiting:
-            session = Session(self._free.popleft(), self._epoch)
-            self._held[session] = None
-            self._waiting.popleft()(session)
+        """Gives what is free to who waits; what is given back meanwhile too, however many there are that do so."""
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            while self._epoch is not None and self._free and self._waiting:
+                session = Session(self._free.popleft(), self._epoch)
+                self._held[session] = None
+                self._waiting.take()(session)
+        finally:
+            self._serving = False

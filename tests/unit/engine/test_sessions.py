@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rankmq.engine.group import GroupState
+from rankmq.engine.life import Life
 from rankmq.engine.sessions import InstanceSessions
 from rankmq.engine.slots import Session
 from rankmq.schemas.errors import ConnectionLost, SessionLost
@@ -110,7 +111,7 @@ def at_rest(world: World) -> None:
     assert (slots.held, slots.waiting) == (0, 0)
     given: list[Session | None] = []
     for _ in range(world.driver.servable.slots):
-        slots.acquire(given.append)
+        slots.acquire(given.append, Life())
     assert sorted(it.slot for it in given if it is not None) == list(range(world.driver.servable.slots))
     for session in given:
         assert session is not None
@@ -254,8 +255,8 @@ def test_before_the_first_epoch_everybody_waits(tmp_path):
 def test_a_slot_that_comes_after_the_instance_has_ended_goes_back():
     world = ready_world(slots=1)
     driver, first, second, got = world.driver, InstanceSessions(), InstanceSessions(), []
-    first.use(driver, got.append)
-    second.use(driver, got.append)
+    first.use(driver, got.append, Life())
+    second.use(driver, got.append, Life())
     second.release()
     first.release()
     assert len(got) == 2
@@ -265,7 +266,7 @@ def test_a_slot_that_comes_after_the_instance_has_ended_goes_back():
 def test_a_call_for_a_session_of_an_ended_epoch_reaches_no_rank():
     world = ready_world(slots=1)
     got: list[Session | None] = []
-    world.driver.slots.acquire(got.append)
+    world.driver.slots.acquire(got.append, Life())
     world.dies(world.agents[2])
     world.run()
     assert world.driver.group.state is GroupState.READY

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from rankmq.engine.life import Life
 from rankmq.engine.slots import Session, Slots
 
 
@@ -12,10 +13,10 @@ def test_who_finds_no_slot_waits_in_order():
     # Given one slot, held
     slots, given = Slots(1), []
     slots.began(1)
-    slots.acquire(lambda it: given.append(("a", it)))
+    slots.acquire(lambda it: given.append(("a", it)), Life())
     # When two more ask, and the holder lets go
-    slots.acquire(lambda it: given.append(("b", it)))
-    slots.acquire(lambda it: given.append(("c", it)))
+    slots.acquire(lambda it: given.append(("b", it)), Life())
+    slots.acquire(lambda it: given.append(("c", it)), Life())
     slots.release(given[0][1])
     # Then the first of them has it
     assert [name for name, _ in given] == ["a", "b"]
@@ -24,7 +25,7 @@ def test_who_finds_no_slot_waits_in_order():
 
 def test_nothing_is_given_before_an_epoch_began():
     slots, given = Slots(2), []
-    slots.acquire(given.append)
+    slots.acquire(given.append, Life())
     assert given == []
     slots.began(7)
     assert [(it.slot, it.epoch) for it in given] == [(0, 7)]
@@ -33,13 +34,13 @@ def test_nothing_is_given_before_an_epoch_began():
 def test_a_session_of_an_epoch_that_ended_is_lost_and_its_release_frees_nothing_twice():
     slots, given = Slots(1), []
     slots.began(1)
-    slots.acquire(given.append)
+    slots.acquire(given.append, Life())
     slots.ended()
     assert not slots.live(given[0])
     slots.began(2)
-    slots.acquire(given.append)
+    slots.acquire(given.append, Life())
     slots.release(given[0])
-    slots.acquire(given.append)
+    slots.acquire(given.append, Life())
     assert len(given) == 2
     assert slots.live(given[1])
 
@@ -63,7 +64,7 @@ class SlotsMachine(RuleBasedStateMachine):
             self.given.append((number, session))
             self.open.append(session)
 
-        self.slots.acquire(take)
+        self.slots.acquire(take, Life())
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())

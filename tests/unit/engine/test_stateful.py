@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from rankmq.engine.driver import GroupDriver
+from rankmq.engine.life import Life
 from rankmq.schemas.errors import ConnectionLost
 from rankmq.schemas.tensors import to_array
 
@@ -67,7 +68,7 @@ def edge(early) -> Edge:
 def hold(driver: GroupDriver):
     """Takes the one slot, as a long loop would."""
     got = []
-    driver.slots.acquire(got.append)
+    driver.slots.acquire(got.append, Life())
     return got[0]
 
 
