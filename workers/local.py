@@ -262,7 +262,10 @@ class LocalEngine:
 
     async def _keep(self, role: Role) -> None:
         """Starts a process, and again when it ends without a reason that would come back."""
-        restarts = Restarts(f"the process of the {role}", self._settings.max_restarts)
+        most = self._settings.max_restarts
+        if role == "orchestrator":  # a request that takes it down each time is to be answered before we give up
+            most = max(most, self._settings.max_deliveries)
+        restarts = Restarts(f"the process of the {role}", most)
         while True:
             log_file = None if self._log_dir is None else self._log_dir / f"{role}.log"
             process = LocalProcess(role, log_file=log_file, on_ready=self._on_ready, on_warning=self._on_warning)

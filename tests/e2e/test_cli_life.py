@@ -11,6 +11,7 @@ import pytest
 from rankmq.workers.endpoint import Endpoint
 
 from tests.e2e.cli import Service, failed, rankmq, write_servables
+from tests.e2e.graphs import WORDS, write_servable
 from tests.e2e.producer import Producer, request
 from tests.e2e.systems import wait_until
 
@@ -42,6 +43,35 @@ def test_what_is_killed_comes_back(servables: Path, tmp_path: Path):
         assert up.stop() == 0
         assert up.left_behind() == []
         assert "Traceback" not in up.errors
+
+
+def test_a_request_that_takes_the_orchestrator_down_does_not_take_all_down(tmp_path: Path):
+    """A function of a servable that ends its process, as a library in it would that crashes."""
+    text = (
+        WORDS
+        + """
+import os
+
+def end(x):
+    os._exit(9)
+
+@register.register_method(output_names=["x"])
+def fatal(x):
+    return register.add_stage(end, x)
+
+@register.register_method(output_names=["x"])
+def same(x):
+    return register.add_stage(abs, x)
+"""
+    )
+    write_servable(tmp_path, "odd", text, {})
+    state = tmp_path / "state"
+    with Service(tmp_path, "up", tmp_path / "odd", "--state", state, max_deliveries=3, max_restarts=1) as up:
+        up.wait_for("call it with")
+        ask = ("-i", "x=-3", "--state", state, "--timeout", 60)
+        assert "3 are allowed" in failed(rankmq("infer", "odd", "fatal", *ask), 8)
+        assert "3" in rankmq("infer", "odd", "same", *ask).stdout
+        assert up.stop() == 0
 
 
 def test_a_killed_one_leaves_nothing_behind(servables: Path, tmp_path: Path):
