@@ -246,6 +246,8 @@ class Service:
             self._answering.fail(open_, error)
 
     def _settle(self, open_: OpenRequest, index: int, result: RowResult) -> None:
+        if open_.answered:
+            return
         open_.results[index] = result.kept() if isinstance(result, RankmqError) else result
         open_.left -= 1
         if open_.left == 0 and open_ in self._open:
@@ -277,7 +279,8 @@ class Service:
         for open_, in_vain in [(it, it.waits_for_slots) for it in self._deadlines.due(now)]:
             if not self._has_until(open_, now):
                 when = "while it waited for a slot" if in_vain else "before it was done"
-                self._give_up(open_, DeadlineExceeded(f"its deadline passed {when}"))
+                in_part = open_.expires is None or open_.expires > now  # nobody said that it is of no use by now
+                self._give_up(open_, DeadlineExceeded(f"its deadline passed {when}"), in_part=in_part)
         following = self._deadlines.next()
         if following is not None:
             self._ports.wake_at(following)
@@ -299,8 +302,12 @@ class Service:
             self._noted.popitem(last=False)
         return "noted"
 
-    def _give_up(self, open_: OpenRequest, error: RankmqError) -> None:
-        self._answering.fail(open_, error)
+    def _give_up(self, open_: OpenRequest, error: RankmqError, *, in_part: bool = False) -> None:
+        if in_part and open_.left < len(open_.results):  # what its instances gave that are done is not lost
+            open_.results = [error if it is None else it for it in open_.results]
+            self._answering.results(open_)
+        else:
+            self._answering.fail(open_, error)
         open_.life.end(error)
         if open_.start is not None:  # it has not begun, and leaves the line
             open_.start = None

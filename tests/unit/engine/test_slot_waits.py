@@ -16,7 +16,7 @@ from rankmq.schemas.errors import Cancelled, GroupUnavailable
 
 from tests.unit.engine.edge import Edge, error_of, errors_of, outputs_of
 from tests.unit.engine.simulation import World, ready_world
-from tests.unit.engine.test_sessions import SERVABLE, at_rest, x_of
+from tests.unit.engine.test_sessions import SERVABLE, at_rest, turn, x_of
 
 MANY = 3000
 """More than calls may be nested, had each of them a frame."""
@@ -179,5 +179,19 @@ def test_what_a_request_may_take_does_not_count_the_wait_for_a_slot(tmp_path):
     assert error_of(patient) == ("deadline_exceeded", "its deadline passed before it was done")
     assert slots.waiting == 0
     edge.run()
+    at_rest(edge.world)
+    edge.close()
+
+
+def test_past_what_a_request_may_take_the_instances_that_are_done_are_answered(tmp_path):
+    edge = Edge(tmp_path, {"matmul": SERVABLE}, ready_world(slots=1))
+    fate = edge.ask("once", *map(x_of, range(4)), headers={"rankmq-run-ms": 2000})
+    turn(edge, lambda: edge.world.driver.slots.waiting == 1)
+    assert not fate.replies
+    later(edge, 2.1)
+    assert outputs_of(fate) == [{"y": [1.0]}, {"y": [2.0]}, None, None]
+    assert errors_of(fate) == {2: "deadline_exceeded", 3: "deadline_exceeded"}
+    edge.run()
+    assert len(fate.replies) == 1
     at_rest(edge.world)
     edge.close()
