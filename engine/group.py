@@ -42,7 +42,7 @@ from .forms import form_of
 from .group_rules import GroupRules
 from .heirs import Heirs
 from .refusals import why_refused
-from .roster import Roster
+from .roster import Member, Roster
 from .topology import RANK_ALL, rank_tag
 
 __all__ = ["Action", "Began", "Ended", "GiveUp", "Group", "GroupRules", "GroupState", "Send"]
@@ -146,6 +146,9 @@ class Group:
         actions: list[Action] = []
         held = roster.get(rank)
         if held is not None and held.register.agent == message.agent:
+            if self._is_told(held, message):
+                held.heard = now
+                return []
             if serving:
                 actions += self._end(f"rank {rank} registered anew", now)
         elif held is not None:
@@ -159,6 +162,15 @@ class Group:
         roster.add(message, now)
         self._heirs.forget(rank, agent=message.agent)
         return actions + self._form_if_whole(now)
+
+    def _is_told(self, held: Member, message: Register) -> bool:
+        """Whether a holder that registers again has yet to read its `Form` for this epoch, and will.
+
+        So it is when its word and the `Welcome` of an orchestrator cross. Its queue is the one that the `Form` went to,
+        what it knows is older than that, and it has not said `Ready` since.
+        """
+        loads = self.state is GroupState.LOADING and not held.ready
+        return loads and message.queue == held.register.queue and message.last_epoch < self.epoch
 
     def _let_in(self, actions: list[Action], now: float) -> list[Action]:
         """After anything that may have made a rank free: whoever waits for it gets it."""

@@ -121,7 +121,7 @@ class GroupLink(GroupPorts):
         return self._channel is not None and self.driver.group.forming() is None
 
     async def serve(self, connection: Connection, orchestrator: str) -> None:
-        """Waits for the group's lease, then declares its exchanges and queues, listens, and has the agents register.
+        """Waits for the group's lease, then declares its exchanges and queues, has the agents register, and listens.
 
         Args:
             connection: where.
@@ -137,22 +137,23 @@ class GroupLink(GroupPorts):
         async for attempt in retry.taking_over(_TAKE_OVER_SECONDS):
             with attempt:
                 channel = await connection.channel()
-                await self._listen(channel)
+                await self._declare(channel)
         self._channel = channel
         # Without it the group would be deaf; the next session opens it again.
         channel.closed.add_done_callback(lambda _: asyncio.ensure_future(connection.close()))
+        # Before anybody is heard: who reads it after its `Form` could not follow that epoch. Not mandatory: that nobody
+        # is there yet is the usual case.
         welcome = Welcome(group=self.group, agent="*", orchestrator=orchestrator)
-        # Not mandatory: that nobody is there yet is the usual case.
         channel.publish(self._control, topology.RANK_ALL, codec.encode(welcome), mandatory=False)
+        for queue in (topology.results_queue(self.group), topology.control_queue(self.group)):
+            await channel.consume(queue, self._on_message, no_ack=True, exclusive=True, properties=False)
 
-    async def _listen(self, channel: Channel) -> None:
+    async def _declare(self, channel: Channel) -> None:
         # The group's exchanges are never deleted. Agents outlive an orchestrator, and their queues would lose their
         # bindings; and who publishes to an exchange that is gone loses its channel. They hold nothing, are as few as
         # the subgraphs of the versions that were ever served, and go when the broker starts anew: they are not durable.
         await channel.declare(topology.group_exchanges(self.group, self._subgraphs))
         await channel.declare(topology.orchestrator_queues(self.group))
-        for queue in (topology.control_queue(self.group), topology.results_queue(self.group)):
-            await channel.consume(queue, self._on_message, no_ack=True, exclusive=True, properties=False)
 
     def release(self) -> None:
         """Lets a standby have the group at once."""

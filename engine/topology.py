@@ -3,7 +3,7 @@
 producer --> rankmq.requests --(servable.lane)--> rankmq.requests.<servable>.<lane>   quorum, durable
                  | no such servable         | expired, or delivered too often
                  +--> rankmq.unrouted <-----+                                    quorum, answered by any orchestrator
-orchestrator --> rankmq.<group>.subgraph.<i> --(rank.<r>, rank.all)--> rankmq.<group>.rank.<r>.<agent>   exclusive
+orchestrator --> rankmq.<group>.subgraph.<i> --(rank.<r>, rank.all)--> rankmq.<group>.rank.<r>.<agent>-<n>   exclusive
 orchestrator --> rankmq.<group>.control      --(rank.<r>, rank.all)--> the same queues
 agent --> rankmq.results --(group)--> rankmq.results.<group>                     exclusive to the orchestrator
 agent --> rankmq.control --(group)--> rankmq.control.<group>                     exclusive to the orchestrator
@@ -176,9 +176,19 @@ def rank_control_exchange(group: GroupId) -> str:
     return f"rankmq.{group}.control"
 
 
-def rank_queue(group: GroupId, rank: int, agent: str) -> str:
-    """The one queue of a rank; named for the process too, so that a rank that was replaced does not block its heir."""
-    return f"rankmq.{group}.rank.{rank}.{agent}"
+def rank_queue(group: GroupId, rank: int, agent: str, connection: int | str = 1) -> str:
+    """The one queue of a rank.
+
+    It is named for the process too, so that a rank that was replaced does not block its heir; and for the connection,
+    so that what was sent to a queue that is gone is known not to be in this one.
+
+    Args:
+        group: the group.
+        rank: the rank.
+        agent: the id of its agent.
+        connection: which of the agent's connections to the broker has the queue, from 1.
+    """
+    return f"rankmq.{group}.rank.{rank}.{agent}-{connection}"
 
 
 def stage_tag(stage: int) -> str:
@@ -343,9 +353,8 @@ def orchestrator_queues(group: GroupId) -> Topology:
     )
 
 
-def rank_bindings(group: GroupId, rank: int, agent: str, subgraphs: int) -> Topology:
+def rank_bindings(group: GroupId, rank: int, queue: str, subgraphs: int) -> Topology:
     """An agent's queue, bound by its rank tags to the group's exchanges."""
-    queue = rank_queue(group, rank, agent)
     exchanges = [rank_control_exchange(group), *(subgraph_exchange(group, i) for i in range(subgraphs))]
     return (
         Queue(queue, durable=False, exclusive=True),
@@ -353,7 +362,6 @@ def rank_bindings(group: GroupId, rank: int, agent: str, subgraphs: int) -> Topo
     )
 
 
-def stage_bindings(group: GroupId, rank: int, agent: str, stage: int, subgraphs: int) -> Topology:
-    """The bindings that an agent adds when it hears which stage it is part of."""
-    queue = rank_queue(group, rank, agent)
+def stage_bindings(group: GroupId, queue: str, stage: int, subgraphs: int) -> Topology:
+    """The bindings that an agent adds to its queue when it hears which stage it is part of."""
     return tuple(Binding(queue, subgraph_exchange(group, i), stage_tag(stage)) for i in range(subgraphs))

@@ -43,6 +43,7 @@ PARAMETERS: dict[str, str] = {
     "subgraph": "The subgraph's number.",
     "rank": "The rank's number, or `all`.",
     "agent": "The id of the agent's process.",
+    "connection": "Which of the agent's connections to the broker it is, from 1.",
     "lane": "The lane: what is urgent goes before what is not.",
     "orchestrator": "The id of the orchestrator's process.",
 }

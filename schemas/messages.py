@@ -155,7 +155,7 @@ class Register(Message, tag="register", frozen=True, kw_only=True):
 
     Attributes:
         agent: an id that is new with every process.
-        queue: its exclusive queue.
+        queue: its exclusive queue; another one with each of its connections, for what was in the last is lost.
         scheduler: host:port where this agent could run the scheduler of MindSpore's own communication; rank 0's counts.
         shm: whether its graphs could talk to each other through shared memory.
         device: "CPU", "Ascend" or "GPU".

@@ -103,6 +103,8 @@ class AgentLink:
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._connection: Connection | None = None
+        self._connections = 0
+        self._queue = ""
         self._channel: Channel | None = None
         self._results: Channel | None = None
         self._guard: LockstepGuard | None = None
@@ -214,9 +216,10 @@ class AgentLink:
         config = self._config
         channel = await connection.channel(vital=True)
         count = len(self._graphs)
+        self._connections += 1
+        queue = self._queue = topology.rank_queue(config.group, config.rank, config.agent, self._connections)
         await channel.declare((*topology.inner(), *topology.group_exchanges(config.group, count)))
-        await channel.declare(topology.rank_bindings(config.group, config.rank, config.agent, count))
-        queue = topology.rank_queue(config.group, config.rank, config.agent)
+        await channel.declare(topology.rank_bindings(config.group, config.rank, queue, count))
         await channel.consume(queue, self._on_message, no_ack=True, exclusive=True, properties=False)
         self._max_message = connection.max_message
         # What a step gave needs no word from the broker: if it is lost, the step is overdue, or the connection gone.
@@ -244,7 +247,7 @@ class AgentLink:
             agent=config.agent,
             host=config.host,
             pid=os.getpid(),
-            queue=topology.rank_queue(config.group, config.rank, config.agent),
+            queue=self._queue,
             graphs=self._graphs,
             scheduler=self._scheduler,
             device=self._device,
@@ -253,7 +256,7 @@ class AgentLink:
         )
 
         def then(outcome: Outcome) -> None:
-            if outcome is Outcome.RETURNED and not self._closing.is_set():
+            if outcome is Outcome.RETURNED and message.last_epoch == self._epoch and not self._closing.is_set():
                 self._registering = self._loop.call_later(_REGISTER_AGAIN_SECONDS, self._register)
 
         self._say(topology.CONTROL, message, then)
@@ -303,6 +306,7 @@ class AgentLink:
             case Refused() if message.agent in (config.agent, "*"):
                 self._work.end(from_wire(message.error.code, message.error.message))
             case Form() if message.agent == config.agent:
+                self._cancel_registering()
                 self._join_stage(message)
                 self._epoch, self._step = message.epoch, -1
                 self._bound = message.communication in ("mccl", "hccl")
@@ -326,10 +330,9 @@ class AgentLink:
 
     def _join_stage(self, form: Form) -> None:
         """Adds the tag of the rank's stage to its queue. `Ready` goes over the same channel, so steps come after it."""
-        channel, config = self._channel, self._config
-        if form.stages > 1 and channel is not None:
-            bindings = topology.stage_bindings(config.group, config.rank, config.agent, form.stage, len(self._graphs))
-            self._binding = self._loop.create_task(channel.declare(bindings))
+        if form.stages > 1 and self._channel is not None:
+            bindings = topology.stage_bindings(form.group, self._queue, form.stage, len(self._graphs))
+            self._binding = self._loop.create_task(self._channel.declare(bindings))
 
     # --------------------------------------------------------------------------------------------------- what is said
 

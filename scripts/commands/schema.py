@@ -68,7 +68,7 @@ def _names() -> dict[str, str]:
         "subgraph_exchange": topology.subgraph_exchange(group, subgraph),
         "rank_control_exchange": topology.rank_control_exchange(group),
         "rank_key": topology.rank_tag(rank),
-        "rank_queue": topology.rank_queue(group, rank, "{agent}"),
+        "rank_queue": topology.rank_queue(group, rank, "{agent}", "{connection}"),
         "results_exchange": topology.RESULTS,
         "results_queue": topology.results_queue(group),
         "control_exchange": topology.CONTROL,

@@ -79,7 +79,7 @@ async def test_the_whole_topology_can_be_declared_and_declared_again(address, na
         *topology.servable_queues((group.servable,)),
         *topology.group_exchanges(group, 2),
         *topology.orchestrator_queues(group),
-        *topology.rank_bindings(group, 0, "agent", 2),
+        *topology.rank_bindings(group, 0, topology.rank_queue(group, 0, "agent"), 2),
     )
     async with channels(address) as (channel,):
         await channel.declare(parts)

@@ -23,6 +23,8 @@ from tests.permissions import roles
 
 GROUP = GroupId(servable="matmul", version=1)
 RANK = topology.rank_queue(GROUP, 0, "agent0")
+RANK_1 = topology.rank_queue(GROUP, 1, "agent1", 3)
+RANK_2 = topology.rank_queue(GROUP, 2, "agent2")
 Act = Callable[[Channel], Awaitable[None]]
 
 
@@ -170,7 +172,7 @@ async def attempt(channel: Channel, act: Act) -> None:
         ("agent", make(*topology.inner(), *topology.group_exchanges(GROUP, 2))),
         (
             "agent",
-            make(*topology.rank_bindings(GROUP, 1, "agent1", 2), *topology.stage_bindings(GROUP, 1, "agent1", 0, 2)),
+            make(*topology.rank_bindings(GROUP, 1, RANK_1, 2), *topology.stage_bindings(GROUP, RANK_1, 0, 2)),
         ),
         ("orchestrator", make(*topology.servable_queues(("matmul", "small")))),
         ("orchestrator", make(*topology.held("one.host"), *topology.status("one.host"), *topology.lease(GROUP))),
@@ -190,9 +192,9 @@ async def test_what_a_role_needs_it_may(node, role, act):
 async def test_an_agents_queue_is_its_own(node):
     """Given an agent, when another of the same role wants its queue, then it is refused: the queue is exclusive."""
     async with as_user(node, "agent") as one, as_user(node, "agent") as other:
-        await (await one.channel()).declare(topology.rank_bindings(GROUP, 2, "agent2", 1))
+        await (await one.channel()).declare(topology.rank_bindings(GROUP, 2, RANK_2, 1))
         with pytest.raises(Exception, match="somebody else holds it"):
-            await (await other.channel()).consume(topology.rank_queue(GROUP, 2, "agent2"), lambda _: None)
+            await (await other.channel()).consume(RANK_2, lambda _: None)
 
 
 @run

@@ -67,13 +67,23 @@ class Agent:
         self.guard: LockstepGuard | None = None
         self.form: Form | None = None
         self.frozen = False
+        self.connection = 1
         self.registers(0)
 
     def registers(self, epoch: int) -> None:
-        message = register(
-            self.rank, self.name, pid=self.pid, queue=self.name, graphs=self.world.infos, last_epoch=epoch
-        )
+        queue = f"{self.name}-{self.connection}"
+        message = register(self.rank, self.name, pid=self.pid, queue=queue, graphs=self.world.infos, last_epoch=epoch)
         self.control.append(message)
+
+    def reconnects(self, *, sent: bool) -> None:
+        """Its queue goes with its connection, and what was in it, and, where it was not `sent`, what it had said."""
+        self.inbox.clear()
+        if not sent:
+            self.control.clear()
+            self.results.clear()
+        self.connection += 1
+        self.guard = None
+        self.registers(self.form.epoch if self.form else 0)
 
     def hears(self) -> None:
         """Takes the next message of its queue."""
@@ -363,6 +373,10 @@ class World:
             if not agent.frozen:
                 epoch = agent.form.epoch if agent.form is not None else 0
                 agent.control.append(heartbeat(agent.rank, agent.name, epoch=epoch))
+
+    def is_taken_up(self) -> None:
+        """The first word of an orchestrator: who is there already registers again."""
+        self.send_control(RANK_ALL, Welcome(group=GROUP, agent="*", orchestrator="o"))
 
     def leaves(self, agent: Agent) -> None:
         agent.leaving = True

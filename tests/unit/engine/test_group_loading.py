@@ -121,12 +121,21 @@ def test_who_registers_twice_at_the_start_does_no_harm():
     """Agents that wait for an orchestrator register by themselves and once more when they are welcomed."""
     group = new_group(8)
     register_all(group)
-    forms = 0
     for rank in range(8):
-        actions = group.registered(register(rank), 0.1)
+        assert group.registered(register(rank), 0.1) == []
+    assert group.epoch == 1
+    assert [it.restarts for it in group.ranks()] == [0] * 8
+    assert ready_all(group)[-1] == Began(1)
+
+
+def test_who_reconnects_one_after_the_other_does_no_harm():
+    """Each has lost its form; that is no failure to load, however many there are."""
+    group = new_group(8)
+    register_all(group)
+    for rank in range(8):
+        actions = group.registered(register(rank, queue="another"), 0.1)
         assert not of(actions, GiveUp)
-        forms += len(sent(actions, Form))
-    assert forms == 64
+        assert len(sent(actions, Form)) == 8
     assert group.epoch == 9
     assert [it.restarts for it in group.ranks()] == [0] * 8
     assert ready_all(group)[-1] == Began(9)

@@ -94,11 +94,13 @@ class AnyOrder(RuleBasedStateMachine):
     fields: ClassVar[dict] = {}
 
     @precondition(lambda self: self.agents)
-    @rule(data=st.data())
-    def an_agent_registers_again(self, data):
+    @rule(data=st.data(), back=st.integers(0, 2), queue=st.sampled_from(["q", "another"]))
+    def an_agent_registers_again(self, data, back, queue):
         agent = data.draw(st.sampled_from(sorted(self.agents)))
         rank, pid = self.agents[agent]
-        self.happened(self.group.registered(register(rank, agent, pid=pid, **self.fields), self.now))
+        epoch = max(0, self.group.epoch - back)
+        message = register(rank, agent, pid=pid, queue=f"{queue}.{agent}", last_epoch=epoch, **self.fields)
+        self.happened(self.group.registered(message, self.now))
 
     @precondition(lambda self: self.agents)
     @rule(data=st.data(), word=st.sampled_from(["ready", "beat", "leave", "exit", "fail", "lost", "stuck"]))

@@ -12,8 +12,9 @@ import pytest
 from rankmq.engine.delivery import Delivery
 from rankmq.engine.group import GroupRules
 from rankmq.engine.link import GroupLink
+from rankmq.engine.topology import control_queue
 from rankmq.schemas import codec
-from rankmq.schemas.messages import Form, Message, RankReply, Refused, Restart, StatusQuery
+from rankmq.schemas.messages import Form, Message, RankReply, Refused, Restart, StatusQuery, Welcome
 
 from tests.unit.engine.graphs_in_memory import infos, servable
 from tests.unit.engine.group_life import FOREIGN, GROUP, exited, graph, heartbeat, ready, register
@@ -35,20 +36,16 @@ class Owner:
         self.said.append(codec.decode_to_agent(body))
 
 
+def link_of(owner: Owner) -> GroupLink:
+    rules = GroupRules(size=3, window=4)
+    given = {"max_attempts": 3, "max_message": 1 << 20, "step_timeout": 60.0, "plane_bytes": 0}
+    return GroupLink(servable(3, stacked=True), GROUP, rules, owner, **given)  # type: ignore[arg-type]
+
+
 def after(does: Callable[[GroupLink, Callable[[Message | bytes], None], Owner], Any]) -> Any:
     async def run() -> Any:
         owner = Owner()
-        rules = GroupRules(size=3, window=4)
-        link = GroupLink(
-            servable(3, stacked=True),
-            GROUP,
-            rules,
-            owner,
-            max_attempts=3,
-            max_message=1 << 20,
-            step_timeout=60.0,
-            plane_bytes=0,
-        )
+        link = link_of(owner)
         link._channel = owner  # type: ignore[assignment]
 
         def hears(message: Message | bytes) -> None:
@@ -166,6 +163,49 @@ def test_an_agent_that_registers_twice_ends_the_epoch_with_one_line(caplog: pyte
         assert {it.epoch for it in owner.said if isinstance(it, Form)} == {2}
 
     after(does)
+
+
+class Connected(Owner):
+    """A connection and its channel, on whose queue the registrations of agents wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    async def channel(self) -> Connected:
+        return self
+
+    async def declare(self, topology: object) -> None:
+        pass
+
+    def publish(self, exchange: str, tag: str, body: bytes, properties: object = None, **_: object) -> None:
+        self.said.append(codec.decode_to_agent(body))
+
+    async def consume(self, queue: str, heard: Callable[[Delivery], None], **_: object) -> None:
+        if queue == control_queue(GROUP):
+            for rank in range(3):
+                body = codec.encode(register(rank, graphs=infos(3, stacked=True)))
+                heard(Delivery(body, 0, "rankmq.control", "", False, None))
+        await asyncio.sleep(0)
+
+
+def test_who_registered_before_it_was_taken_up_hears_the_welcome_before_its_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the other order it would forget the epoch that it was asked to form."""
+
+    class Held:
+        def __init__(self, *_: object) -> None: ...
+
+        async def acquire(self) -> None: ...
+
+    async def run() -> None:
+        connected = Connected()
+        await link_of(connected).serve(connected, "o")  # type: ignore[arg-type]
+        assert [type(it) for it in connected.said] == [Welcome, Form, Form, Form]
+
+    monkeypatch.setattr("rankmq.engine.link.Lease", Held)
+    asyncio.run(run())
 
 
 def test_a_second_holder_is_refused_with_one_line(caplog: pytest.LogCaptureFixture) -> None:

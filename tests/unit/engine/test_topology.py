@@ -51,7 +51,11 @@ def everything(groups=(GROUP,), ranks=3, subgraphs=2):
         *(topology.lease(group) for group in groups),
         *(topology.group_exchanges(group, subgraphs) for group in groups),
         *(topology.orchestrator_queues(group) for group in groups),
-        *(topology.rank_bindings(group, rank, AGENT, subgraphs) for group in groups for rank in range(ranks)),
+        *(
+            topology.rank_bindings(group, rank, topology.rank_queue(group, rank, AGENT), subgraphs)
+            for group in groups
+            for rank in range(ranks)
+        ),
     )
 
 
@@ -81,10 +85,10 @@ def test_a_step_reaches_the_ranks_that_its_tag_names():
 
 def test_stages_get_a_tag_of_their_own():
     broker = everything(ranks=4)
-    for rank in range(4):
-        for item in topology.stage_bindings(GROUP, rank, AGENT, rank // 2, 2):
-            broker.declare(item)
     queues = [topology.rank_queue(GROUP, rank, AGENT) for rank in range(4)]
+    for rank, queue in enumerate(queues):
+        for item in topology.stage_bindings(GROUP, queue, rank // 2, 2):
+            broker.declare(item)
     assert broker.route(topology.subgraph_exchange(GROUP, 1), stage_tag(1)) == set(queues[2:])
     assert broker.route(topology.subgraph_exchange(GROUP, 1), RANK_ALL) == set(queues)
 
@@ -98,7 +102,8 @@ def test_what_the_ranks_say_reaches_their_own_orchestrator():
 
 
 def test_agents_that_come_first_can_say_so():
-    broker = Broker(topology.inner(), topology.group_exchanges(GROUP, 1), topology.rank_bindings(GROUP, 0, AGENT, 1))
+    queue = topology.rank_queue(GROUP, 0, AGENT)
+    broker = Broker(topology.inner(), topology.group_exchanges(GROUP, 1), topology.rank_bindings(GROUP, 0, queue, 1))
     assert broker.route(topology.CONTROL, str(GROUP)) == set()
 
 

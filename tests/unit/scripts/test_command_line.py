@@ -113,7 +113,8 @@ def test_schema_documents_are_json_with_the_names_of_the_topology():
     assert document["channels"]["requestsQueue"]["parameters"]["lane"]["enum"] == list(LANES)
     assert document["channels"]["requests"]["address"] == "{servable}.{lane}"
     assert document["channels"]["cancel"]["bindings"]["amqp"]["exchange"]["name"] == "rankmq.cancel"
-    assert document["channels"]["rankQueue"]["address"] == "rankmq.{servable}.v{version}.{group}.rank.{rank}.{agent}"
+    address = "rankmq.{servable}.v{version}.{group}.rank.{rank}.{agent}-{connection}"
+    assert document["channels"]["rankQueue"]["address"] == address
     assert document["channels"]["tasks"]["bindings"]["amqp"]["exchange"]["name"] == (
         "rankmq.{servable}.v{version}.{group}.subgraph.{subgraph}"
     )

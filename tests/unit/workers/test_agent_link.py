@@ -1,11 +1,13 @@
 """An agent's I/O thread: what it hears and what follows, what it says, and that no error of it goes unseen."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rankmq.engine.confirms import Outcome
 from rankmq.engine.delivery import Delivery
 from rankmq.engine.settings import Settings
 from rankmq.schemas import codec
@@ -44,12 +46,14 @@ class World:
         self.steps: list[tuple[int, int]] = []
         self.link = AgentLink(config, (), self, scheduler="", device="CPU", shm=True)
         self.link._channel = SimpleNamespace(publish=self.publish)
+        self.told: list[Callable[[Outcome], None]] = []
         self.agent = config.agent
 
     def publish(
-        self, exchange: str, key: str, body: bytes, properties: object, *, then: object, mandatory: bool = True
+        self, exchange: str, key: str, body: bytes, properties: object, *, then: Any, mandatory: bool = True
     ) -> None:
         self.said.append(codec.decode_to_orchestrator(body))
+        self.told.append(then)
 
     def alive(self, *, serving: bool) -> None:
         pass
@@ -108,6 +112,25 @@ def test_one_that_was_part_of_nothing_registers(world):
     world.hears_welcome()
     assert world.restarts == 0
     assert len(world.said) == 1
+
+
+def test_one_that_nobody_heard_registers_again_until_somebody_forms_it(world, monkeypatch):
+    """A registration after the form would end the epoch, and be for nothing."""
+    monkeypatch.setattr("rankmq.workers.agent_link._REGISTER_AGAIN_SECONDS", 0.0)
+
+    async def a_while() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    world.hears_welcome()
+    world.told[-1](Outcome.RETURNED)
+    world.link._loop.run_until_complete(a_while())
+    assert [type(it) for it in world.said] == [Register] * 2
+    world.told[-1](Outcome.RETURNED)
+    world.hears_form("none")
+    world.told[-1](Outcome.RETURNED)
+    world.link._loop.run_until_complete(a_while())
+    assert [type(it) for it in world.said] == [Register] * 2
 
 
 # ------------------------------------------------------------------------------------------------ ready, and its errors
@@ -171,6 +194,7 @@ class Broker:
 
     async def consume(self, queue: str, on_message: object, *, no_ack: bool, exclusive: bool, properties: bool) -> None:
         assert not properties
+        self.consumed = queue
 
     def publish(
         self, exchange: str, key: str, body: bytes, properties: object, *, then: object, mandatory: bool = True
@@ -201,6 +225,25 @@ def test_an_error_of_the_heartbeat_ends_the_agent(world, monkeypatch, caplog, er
     assert [type(it) for it in opened[0].said] == [Register, Heartbeat, Heartbeat]
     assert len(opened) == 1
     assert "no memory is known" in world.failure.message
+
+
+def test_each_connection_has_a_queue_of_its_own(world, monkeypatch):
+    """So whoever hears of it knows what was lost with the one before."""
+    opened: list[Broker] = []
+
+    async def open_it(*_: object, **__: object) -> Broker:
+        opened.append(Broker())
+        opened[-1].closed.set_result("the broker went away")
+        if len(opened) == 3:
+            world.link._closing.set()
+        return opened[-1]
+
+    monkeypatch.setattr("rankmq.workers.agent_link.Connection.open", open_it)
+    world.link.run()
+    queues = [broker.said[0].queue for broker in opened]
+    assert queues == [broker.consumed for broker in opened]
+    assert len(set(queues)) == 3
+    assert all(f".{world.agent}-" in queue for queue in queues)
 
 
 # ------------------------------------------------------------- words for who held the rank before, or holds it with us
