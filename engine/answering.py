@@ -7,7 +7,7 @@ with it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from ..schemas import codec
@@ -43,6 +43,12 @@ class AnswerPorts(Protocol):
 
     def reply(self, delivery: Delivery, body: bytes, content_type: str, then: Callable[[Outcome], None]) -> None:
         """Publishes the reply to a request; `then` is called with what became of it."""
+
+    def heard(self, reply_to: str, then: Callable[[bool], None]) -> None:
+        """Asks whether a reply can reach anybody there; `then` is called with False where it is known not to.
+
+        Only what the broker would not say of the reply itself is asked.
+        """
 
     def dead_letter(
         self, open_: OpenRequest, error: RankmqError, last: RankmqError | None, then: Callable[[Outcome], None]
@@ -160,17 +166,30 @@ class Answering:
             return
 
         def written(found: Reply | RankmqError) -> None:
-            if isinstance(found, Reply) and not open_.answered:
-                given[missing[0]] = found
-                self._by_reference(open_, reply, first, given, may_pass=may_pass)
+            if isinstance(found, RankmqError):
+                self._take_back(given.values())
+                if not open_.answered:
+                    log.warning("answered without the blob store: %s", found.message, extra={"request": open_.id})
+                    self._inline(open_, reply, first, may_pass=may_pass, trouble=found)
                 return
-            for unsent in (*given.values(), *([found] if isinstance(found, Reply) else [])):
-                blobs.take_back(unsent)
-            if isinstance(found, RankmqError) and not open_.answered:
-                log.warning("answered without the blob store: %s", found.message, extra={"request": open_.id})
-                self._inline(open_, reply, first, may_pass=may_pass, trouble=found)
+            given[missing[0]] = found
+            self._ports.heard(missing[0][0], lambda heard: asked(found, heard=heard))
+
+        def asked(found: Reply, *, heard: bool) -> None:
+            if open_.answered:
+                self._take_back(given.values())
+                return
+            if not heard:  # its message is sent all the same: the broker drops it, as any to who is gone
+                self._take_back([found])
+            self._by_reference(open_, reply, first, given, may_pass=may_pass)
 
         blobs.give(open_, reply, written)
+
+    def _take_back(self, replies: Iterable[Reply]) -> None:
+        """What replies have in the blob store is deleted: nobody will read it."""
+        for reply in replies:
+            if self._blobs is not None:
+                self._blobs.take_back(reply)
 
     def _answer_each(
         self,
@@ -183,14 +202,17 @@ class Answering:
         try:
             bodies = {route: codec.encode_reply(reply, open_.content_type) for route, reply in given.items()}
         except RankmqError as error:
+            self._take_back(given.values())
             self.fail(open_, StageFailed(f"the reply cannot be sent: {error.message}"))
             return
         size = max(map(len, bodies.values()), default=0)
         if size + _REPLY_OVERHEAD > self._max_message:
+            self._take_back(given.values())
             text = f"the reply has {size} bytes without its large outputs: the broker takes {self._max_message}"
             self.fail(open_, LimitExceeded(text))
             return
-        self._answer(open_, b"", first, may_pass=may_pass, bodies=bodies)
+        written = {route: (body, given[route]) for route, body in bodies.items()}
+        self._answer(open_, b"", first, may_pass=may_pass, written=written)
 
     def fail(self, open_: OpenRequest, error: RankmqError) -> None:
         """The request failed as a whole."""
@@ -223,7 +245,7 @@ class Answering:
         error: RankmqError | None,
         *,
         may_pass: bool,
-        bodies: Mapping[tuple[str, str], bytes] | None = None,
+        written: Mapping[tuple[str, str], tuple[bytes, Reply]] | None = None,
     ) -> None:
         """Each question that is to have the answer gets it once; what has failed and has no queue is dead-lettered."""
         all_of_it = [open_, *open_.followers]
@@ -238,12 +260,15 @@ class Answering:
                 self._end(it, served=error is None)
             else:
                 told.add(it.route)
-                own = body if bodies is None else bodies[it.route]
-                self._publish(it, own, served=error is None, may_pass=may_pass, keep=bodies is None)
+                own, reply = (body, None) if written is None else written[it.route]
+                self._publish(it, own, reply, served=error is None, may_pass=may_pass)
 
-    def _publish(self, open_: OpenRequest, body: bytes, *, served: bool, may_pass: bool, keep: bool = True) -> None:
+    def _publish(
+        self, open_: OpenRequest, body: bytes, written: Reply | None = None, *, served: bool, may_pass: bool
+    ) -> None:
         went = True
-        kept = body if keep else None  # who reads its blobs deletes them: it is no answer to anybody else
+        unsent = () if written is None else (written,)
+        kept = body if written is None else None  # who reads its blobs deletes them: it is no answer to anybody else
 
         def then(outcome: Outcome) -> None:
             nonlocal went
@@ -256,6 +281,7 @@ class Answering:
                 self._answers.doubt(open_.key, open_.route)
                 self._ended(open_, None)  # the channel is gone, and the broker has the request back
             else:
+                self._take_back(unsent)
                 self._remember(open_, "", kept, may_pass=may_pass)
                 self._record(open_, "", kept, may_pass=may_pass)
                 text = f"the reply queue {open_.reply_to!r} is gone or takes no messages"
@@ -264,6 +290,7 @@ class Answering:
         try:
             self._ports.reply(open_.delivery, body, open_.content_type, then)
         except RankmqError as error:
+            self._take_back(unsent)
             self._dead_letter(open_, ReplyUnroutable(f"the reply cannot be sent: {error.message}"))
             return
         if went:  # as far as is known: what was not even written is nothing to remember

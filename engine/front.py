@@ -21,8 +21,9 @@ from .answer_log import AnswerLog
 from .carriers import Pipelines, report_defect
 from .claims import Claims
 from .confirms import Outcome
-from .connection import Channel, Properties
+from .connection import Channel, Connection, Properties
 from .dead_headers import deaths_of, headers_of
+from .dead_queue import queue_exists
 from .delivery import Delivery
 from .open_request import OpenRequest
 from .service import Service, ServicePorts
@@ -32,6 +33,7 @@ __all__ = ["Front", "FrontOwner", "Pools"]
 
 log = logging.getLogger(__name__)
 
+_DIRECT_REPLY = "amq.rabbitmq.reply-to."
 _MOST_UNCONFIRMED = 512
 """Publishes that the broker has not confirmed; above that parts are not worth sending."""
 
@@ -75,10 +77,17 @@ class Front(ServicePorts):
         pools: the threads.
         owner: the session.
         claims: to bodies that are not in their messages; None where there are none.
+        connection: to ask who hears direct replies; None where that is not known.
     """
 
     def __init__(
-        self, channel: Channel, records: AnswerLog, pools: Pools, owner: FrontOwner, claims: Claims | None = None
+        self,
+        channel: Channel,
+        records: AnswerLog,
+        pools: Pools,
+        owner: FrontOwner,
+        claims: Claims | None = None,
+        connection: Connection | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._channel = channel
@@ -86,6 +95,7 @@ class Front(ServicePorts):
         self._pools = pools
         self._owner = owner
         self._claims = claims
+        self._connection = connection
         self._consuming: dict[str, str] = {}
         self._reading: list[Delivery] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -186,6 +196,22 @@ class Front(ServicePorts):
             if claims is not None:
                 claims.take_back(delivery.headers, headers)
             then(Outcome.LOST)
+
+    def heard(self, reply_to: str, then: Callable[[bool], None]) -> None:
+        """Asks whether a reply can reach anybody there: of a direct reply the broker says nothing."""
+        if self._connection is None or not reply_to.startswith(_DIRECT_REPLY):
+            then(True)
+            return
+        task = self._loop.create_task(self._ask(self._connection, reply_to, then))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, connection: Connection, reply_to: str, then: Callable[[bool], None]) -> None:
+        try:
+            found = await queue_exists(connection, reply_to)
+        except RankmqError:
+            found = True  # as far as is known
+        self._owner.run_guarded(lambda: then(found or not connection.is_open))
 
     def part(self, delivery: Delivery, body: bytes, content_type: str) -> None:
         """Publishes a part of the answer, on the channel of the answers, which so come behind it."""

@@ -119,7 +119,7 @@ class Session(FrontOwner):
         hours, most = settings.remember_hours, 4 * settings.remember_bytes
         records = AnswerLog(connection, edge, answers, self._name, hours, most)
         claims = Claims(settings.max_body_bytes, FOLDER if settings.plane_bytes else None)
-        self._front = Front(edge, records, self._pools, self, claims)
+        self._front = Front(edge, records, self._pools, self, claims, connection)
         self.service = self._front.service = Service(
             self._catalog,
             {key: link.driver for key, link in self._links.items()},

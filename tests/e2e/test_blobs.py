@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -325,6 +326,34 @@ def test_a_request_with_blobs_survives_its_orchestrator(start: Start, tmp_path):
         for number, answer in enumerate(pending):
             np.testing.assert_array_equal(answer.result(60)[0]["y"], -(x + number))
         emptied(store)
+
+
+ASKING = """
+import sys, numpy, rankmq.engine
+url, store, limit = sys.argv[1:]
+client = rankmq.engine.Client(url, "blobs", "slowly", blob_store=store, inline_limit=int(limit))
+for answer in [client.infer_async({"x": numpy.arange(100_000, dtype=numpy.float32)}) for _ in range(3)]:
+    answer.result(60)
+"""
+
+
+def test_replies_to_a_producer_that_was_killed_leave_nothing(start: Start, tmp_path):
+    write(tmp_path)
+    store = tmp_path / "store"
+    given = {"blob_store": f"file://{store}", "inline_limit": LIMIT}
+    system = start("blobs", **given)
+    order = [sys.executable, "-c", ASKING, system.url, given["blob_store"], str(LIMIT)]
+    asking = subprocess.Popen(order, env=environment())
+    try:
+        wait_until(lambda: system.status().in_flight == 3, "three requests under way")
+    finally:
+        asking.kill()
+        asking.wait()
+    wait_until(lambda: system.status().in_flight == 0, "their end")
+    assert names(store)  # until nobody can ask once more
+    system.orchestrator.signal(signal.SIGTERM)
+    system.orchestrator.ended()
+    assert names(store) == []
 
 
 def test_what_a_dead_producer_left_is_swept_up(start: Start, tmp_path):

@@ -13,6 +13,7 @@ from rankmq.engine.address import BrokerAddress
 from rankmq.engine.channel import Channel
 from rankmq.engine.confirms import Outcome
 from rankmq.engine.connection import Connection
+from rankmq.engine.dead_queue import queue_exists
 from rankmq.engine.topology import Binding, Exchange, Queue
 from rankmq.schemas.errors import BrokerRefused
 from rankmq.schemas.messages import GroupId
@@ -186,6 +187,12 @@ async def test_what_a_role_needs_it_may(node, role, act):
         channel = await connection.channel(prefetch=1)
         await act(channel)
         assert channel.is_open
+
+
+@run
+async def test_an_orchestrator_may_ask_who_hears_a_direct_reply(node):
+    async with as_user(node, "orchestrator") as connection:
+        assert not await queue_exists(connection, "amq.rabbitmq.reply-to.gone")
 
 
 @run

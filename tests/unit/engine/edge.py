@@ -144,6 +144,8 @@ class Edge:
         self.held: deque[tuple[bool, Publish]] = deque()
         self.hold = False
         self.broken: RankmqError | None = None
+        self.deaf: set[str] = set()
+        self.asked: list[str] = []
         self.records: list[Answered] = []
         self.parts: list[tuple[Delivery, ReplyPart]] = []
         self.sent: Counter[tuple[str | None, str | None]] = Counter()
@@ -175,6 +177,10 @@ class Edge:
 
     def reply(self, delivery: Delivery, body: bytes, content_type: str, then: Callable[[Outcome], None]) -> None:
         self._published(Publish(delivery, body, content_type, None, then), dead=False)
+
+    def heard(self, reply_to: str, then: Callable[[bool], None]) -> None:
+        self.asked.append(reply_to)
+        self.news.put(lambda: then(reply_to not in self.deaf))
 
     def dead_letter(
         self, open_: OpenRequest, error: RankmqError, last: RankmqError | None, then: Callable[[Outcome], None]
