@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from ..schemas.errors import GraphFailed, InvalidInput, LimitExceeded, RankmqError, TemporaryFailure, TurnsExhausted
+from ..schemas.tensors import dtype_name
 from . import retry
 from .loop import Loop
 from .loop_plan import Turned
 from .previews import Preview
 from .run_ports import RunContext, RunPorts
+from .scatter import describe
 from .servable import RepeatStage
 from .ticket import Done, RowResult
 
-__all__ = ["LoopRow", "RepeatRun"]
+__all__ = ["LoopRow", "RepeatRun", "turns_of"]
 
 Array = np.ndarray[Any, Any]
 
@@ -222,7 +224,14 @@ def turns_of(times: Any, at_most: int) -> int:
         InvalidInput: it is none, or too large.
     """
     value = np.asarray(times)
-    if value.ndim or value.dtype.kind not in "iu" or not 0 <= int(value) <= at_most:
-        shown = f"{value.dtype} {value.shape}" if value.ndim or value.dtype.kind not in "iu" else str(value)
+    whole = not value.ndim and value.dtype.kind in "iu"
+    if not whole or not 0 <= int(value) <= at_most:
+        name = dtype_name(value.dtype)
+        if whole:
+            shown = str(value)
+        elif value.ndim or name in ("bytes", "bfloat16"):
+            shown = describe(name, value.shape)
+        else:
+            shown = f"{value.item()!r:.40} ({name})"
         raise InvalidInput(f"times of a loop must be one whole number from 0 to {at_most}, not {shown}")
     return int(value)
