@@ -56,8 +56,8 @@ class SubgraphPlan:
 
         Args:
             arguments: a value per input, without the batch axis.
-            lenient: the values came without dtypes of their own (as plain numbers): convert them where nothing but a
-                float's last digits is lost; never a float to a whole number.
+            lenient: the values came without dtypes of their own (as plain numbers): convert them where nothing is lost
+                but the last digits of what becomes a float; never a float to a whole number.
 
         Returns:
             The values, in the graph's dtypes.

@@ -98,7 +98,8 @@ class InputPlan:
         Args:
             value: as it came.
             ranks: over how many ranks it is sharded, if it is.
-            lenient: the value came without a dtype of its own: convert it where nothing is lost by it.
+            lenient: the value came without a dtype of its own: convert it where nothing is lost by it but the last
+                digits of what becomes a float.
 
         Raises:
             InvalidInput: another dtype or shape, a value that the dtype cannot hold, or a size that the ranks cannot

@@ -34,17 +34,19 @@ def _group(group: GroupStatus) -> list[Any]:
 
     color = {"ready": "green", "standby": "cyan"}.get(group.state, "yellow")
     parts = [
-        f"[bold]{group.group}[/] [{color}]{group.state}[/]: epoch {group.epoch}, {group.step} steps, {group.size} "
-        f"ranks{f' in {group.stage_size} stages' if group.stage_size > 1 else ''}, "
-        f"communication {group.communication}, {group.waiting} rows waiting"
+        f"[bold]{group.group}[/] [{color}]{group.state}[/]: epoch {group.epoch}, {_count(group.step, 'step')}, "
+        f"{_count(group.size, 'rank')}{f' in {group.stage_size} stages' if group.stage_size > 1 else ''}, "
+        f"communication {group.communication}, {_count(group.waiting, 'row')} waiting"
     ]
     if group.subgraphs:
         names = f"subgraphs {', '.join(group.subgraphs)}; methods {', '.join(group.methods)}"
         parts.append(f"  [dim]{escape(names)}[/]")
     if group.slots:
-        parts.append(f"  {group.slots_held} of {group.slots} slots held, {group.slots_waiting} instances wait for one")
+        waiting = f"{_count(group.slots_waiting, 'instance')} {'waits' if group.slots_waiting == 1 else 'wait'} for one"
+        parts.append(f"  {group.slots_held} of {_count(group.slots, 'slot')} held, {waiting}")
     if group.forming is not None and group.state != "standby":
-        missing = f"ranks {_ranges(group.forming.missing)} are missing; " if group.forming.missing else ""
+        ranks, one = _ranges(group.forming.missing), len(group.forming.missing) == 1
+        missing = (f"rank {ranks} is missing; " if one else f"ranks {ranks} are missing; ") if ranks else ""
         parts.append(f"  [yellow]{missing}{escape(group.forming.reason)}[/]")
     return [*(Text.from_markup(part) for part in parts), _ranks(group)]
 
@@ -102,6 +104,11 @@ def _duration(seconds: float) -> str:
     days, hours = divmod(hours, 24)
     parts = [f"{days} d" if days else "", f"{hours} h" if hours else "", f"{minutes} min"]
     return " ".join(part for part in parts if part)
+
+
+def _count(number: int, what: str) -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -18,7 +18,7 @@ from .report import Usage
 if TYPE_CHECKING:
     from ..engine.client import Part
 
-__all__ = ["Outputs", "named_value", "part_text", "read_instances", "write_outputs"]
+__all__ = ["Outputs", "named_value", "named_values", "part_text", "read_instances", "write_outputs"]
 
 Array = np.ndarray[Any, Any]
 Instance = dict[str, Any]
@@ -40,6 +40,20 @@ def named_value(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise Usage(f"--input {text}: write it as name=VALUE, for example x=[1,2] or x=@x.npy")
     return name, _of_file(name, value[1:]) if value.startswith("@") else _of_json_text(name, value)
+
+
+def named_values(texts: Sequence[str]) -> dict[str, Any]:
+    """Inputs given as `name=VALUE`, one after the other.
+
+    Raises:
+        Usage: one of them is not that, or has the name of one before it.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        if text.partition("=")[0] in found:
+            raise Usage(f"--input {text}: {text.partition('=')[0]} is given already; name each input once")
+        name, found[name] = named_value(text)
+    return found
 
 
 def read_instances(path: Path) -> tuple[list[Instance], bool]:

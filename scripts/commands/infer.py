@@ -30,8 +30,8 @@ VALUE is JSON, or names a file:
     rankmq infer smollm2 chat -i 'prompt="Who are you?"' -i 'options="{}"' --stream
 
 An .npz file with --inputs has one array per input; a .json file has one instance, {"x": VALUE}, or a list of them. \
-Inputs without a dtype become what the graph takes, where that loses nothing. With --stream each part of the answer is \
-a line of JSON, on standard error where the outputs go to a file.
+Inputs without a dtype become what the graph takes, where that loses nothing but the last digits of what becomes a \
+float. With --stream each part of the answer is a line of JSON, on standard error where the outputs go to a file.
 """
 
 
@@ -99,7 +99,7 @@ def infer(
     from ...schemas.errors import InvalidInput
     from ...workers.endpoint import reachable
     from ..report import Usage
-    from ..values import named_value, part_text, read_instances
+    from ..values import named_values, part_text, read_instances
 
     if output is not None and output != "-" and Path(output).suffix not in (".json", ".npz"):
         raise Usage(f"--output {output}: a .json or an .npz file, or - for JSON on standard output")
@@ -110,7 +110,7 @@ def infer(
     except InvalidInput as error:
         raise Usage(error.message) from None
     rows, as_list = ([{}], False) if file is None else read_instances(file)
-    given = dict(named_value(text) for text in inputs or ())
+    given = named_values(inputs or ())
     settings = reachable(settings)
     client = Client(
         settings.address().url(),

@@ -64,6 +64,18 @@ def test_slots_are_shown_where_there_are_some(capsys):
     assert "slots" not in capsys.readouterr().out
 
 
+def test_what_is_one_is_said_as_one(capsys):
+    show([status(group("small", slots=2, slots_held=1, slots_waiting=1, step=1, size=1, waiting=1))])
+    text = capsys.readouterr().out
+    assert "epoch 3, 1 step, 1 rank, " in text
+    assert "1 row waiting" in text
+    assert "1 of 2 slots held, 1 instance waits for one" in text
+    show([status(group("small", forming=Forming(missing=(1,), reason="so"), state="forming", slots=1, slots_held=1))])
+    text = capsys.readouterr().out
+    assert "rank 1 is missing; so" in text
+    assert "1 of 1 slot held, 0 instances wait for one" in text
+
+
 def test_no_errors_need_no_column(capsys):
     show([status(group("small", ranks=()))])
     assert "last error" not in capsys.readouterr().out

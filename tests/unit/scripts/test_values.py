@@ -8,7 +8,7 @@ import pytest
 from rankmq.schemas.tensors import BFLOAT16, bfloat16_to_float32, float32_to_bfloat16
 from rankmq.scripts.report import Usage
 from rankmq.scripts.show import first_values, human_bytes, shape_of
-from rankmq.scripts.values import json_text, named_value, read_instances, write_outputs
+from rankmq.scripts.values import json_text, named_value, named_values, read_instances, write_outputs
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,13 @@ def test_what_cannot_be_meant_is_said_in_one_line(text, says):
     with pytest.raises(Usage) as caught:
         named_value(text)
     assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_input_is_given_once():
+    assert named_values(["x=1", "y=2"]) == {"x": 1, "y": 2}
+    with pytest.raises(Usage, match=r"--input x=B: x is given already; name each input once") as caught:
+        named_values(["x=1", "y=2", "x=B"])
     assert "\n" not in str(caught.value)
 
 
