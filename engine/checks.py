@@ -15,8 +15,9 @@ def check_servable(servable: Servable) -> None:
 
     Raises:
         ServableError: with the line, for a subgraph that no model file stands for, calls of one subgraph that do not
-            agree with each other or with its layouts, a loop that names an output that there is not or runs over stages
-            of ranks, an input number that no call has, or a `PipelineServable` that names no method of this servable.
+            agree with each other or with its layouts, a loop that names an output that there is not, runs over stages
+            of ranks or has nothing that could end it, an input number that no call has, or a `PipelineServable` that
+            names no method of this servable.
     """
     if not servable.methods and not servable.pipelines:
         raise ServableError(
@@ -87,6 +88,13 @@ def _check_loops(servable: Servable) -> None:
             raise _error(
                 f"method {method.name} repeats subgraph {stage.subgraph}: that cannot be with stage_size="
                 f"{servable.stage_size}, where no rank has both the inputs and the outputs",
+                stage.where,
+            )
+        if stage.must_stop and not stage.loop.feed and not servable.slots:
+            raise _error(
+                f"method {method.name} repeats subgraph {stage.subgraph}: nothing is fed, so all its turns are the "
+                "same, and a flag that is not set in the first never is: say what is fed (feed=), or how many turns to "
+                "run (times=)",
                 stage.where,
             )
         layouts, loop = servable.subgraph(stage.subgraph).outputs, stage.loop

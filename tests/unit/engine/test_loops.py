@@ -133,6 +133,11 @@ def test_what_is_no_loop_is_refused_with_its_line(tmp_path, change, match):
         ("register.repeat(x, times=2, feed={0: 0}, until=1, last=0)", "", "names output 1 of subgraph 0"),
         ("register.repeat(x, x, times=2, feed={0: 0}, last=0)", "", r"with 2 input\(s\), and line 6 calls it with 1"),
         ("register.repeat(x, times=2, feed={0: 0}, last=0)", "stage_size=3", "that cannot be with stage_size=3"),
+        (
+            "register.repeat(x, feed={}, until=0, at_most=9, last=0)",
+            "",
+            "nothing is fed, so all its turns are the same",
+        ),
     ],
 )
 def test_what_does_not_go_with_the_rest_of_the_file(tmp_path, stage, model, match):
@@ -141,6 +146,20 @@ def test_what_does_not_go_with_the_rest_of_the_file(tmp_path, stage, model, matc
         f"@register.register_method(output_names=['y'])\ndef m(x):\n    return {stage}  # HERE\n"
     )
     refused(tmp_path, text, match)
+
+
+@pytest.mark.parametrize(
+    ("stage", "model"),
+    [
+        ("register.repeat(x, feed={}, until=0, at_most=9, last=0)", "stage_size=1, slots=2"),
+        ("register.repeat(x, times=2, feed={}, collect=0)", "stage_size=1"),
+    ],
+)
+def test_nothing_need_be_fed_where_the_ranks_keep_state_or_turns_are_counted(tmp_path, stage, model):
+    text = MODEL.replace("stage_size=1", model)
+    text += f"@register.register_method(output_names=['y'])\ndef m(x):\n    return {stage}\n"
+    (found,) = load(tmp_path, text).methods["m"].stages
+    assert found.loop.feed == ()
 
 
 def test_it_cannot_stand_outside_a_method(tmp_path):
