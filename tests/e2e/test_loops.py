@@ -19,6 +19,8 @@ RANKS, WIDTH = 4, 8
 CONFIGURATION = (
     WORDS
     + f"""
+from rankmq.schemas.errors import TurnsExhausted
+
 distributed.declare_servable(
     rank_size={RANKS},
     stage_size=1,
@@ -40,6 +42,15 @@ def count(total, step, limit, times):
 @register.register_method(output_names=["total"])
 def settle(total, step, limit):
     return register.repeat(total, step, limit, at_most=40, feed={{"total": "after"}}, until="reached", last="after")
+
+settling = PipelineServable("loops", "settle")
+
+@register.register_pipeline(output_names=["total"])
+def settled_or_not(total, step, limit):
+    try:
+        return settling.run(total, step, limit)
+    except TurnsExhausted:
+        return -total
 
 @register.register_method(output_names=["all", "x"])
 def divided(x, factor):
@@ -172,6 +183,9 @@ def test_a_row_whose_loop_does_not_end_in_time_fails_alone(system: System) -> No
             client.infer([a_row(40), a_row(41), a_row(1), a_row(9, step=0), a_row(17)])
         with pytest.raises(TurnsExhausted):
             client.infer(a_row(1000))
+    with system.client("loops", "settled_or_not") as client:
+        ends, goes_on = client.infer([a_row(1), a_row(1000)])
+    assert (ends["total"][0], goes_on["total"][0]) == (5, -3)
     last, late, first, endless, some = caught.value.results
     for turns, answer in ((40, last), (1, first), (17, some)):
         assert not isinstance(answer, RankmqError)
