@@ -219,11 +219,11 @@ def _mark(delivery: Delivery) -> int:
 
 
 async def queue_exists(connection: Connection, name: str) -> bool:
-    """Whether a queue is there, be it somebody's own, or where a direct reply still finds its requester.
+    """Whether a queue is there, be it somebody's own. Not for names of direct replies: see `DirectReplies`.
 
     Args:
         connection: to the broker.
-        name: of the queue; `amq.rabbitmq.reply-to.` and a token for a direct reply.
+        name: of the queue.
     """
     channel = await connection.channel(confirm=False)
     try:

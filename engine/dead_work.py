@@ -16,6 +16,7 @@ from .dead_letters import DeadLetter, Wanted
 from .dead_queue import DeadQueue, Held, queue_exists
 from .dead_replay import Replay, replay_of
 from .delivery import Delivery
+from .direct_replies import DirectReplies, is_direct
 from .references import names_in
 
 __all__ = ["Stayed", "Tally", "look", "purge", "replay"]
@@ -128,6 +129,7 @@ async def replay(
     reply_to: str = "",
     keep_deadline: bool = False,
     dry: bool = False,
+    direct: DirectReplies | None = None,
 ) -> Tally:
     """Sends the dead letters that are meant again, the oldest first; each is let go of once the broker has it.
 
@@ -138,6 +140,7 @@ async def replay(
         reply_to: the queue for answers to letters whose own reply queue is gone, or that named none.
         keep_deadline: whether their deadlines still count.
         dry: only find out what would be done.
+        direct: to find out who still waits for a direct reply; None: nobody.
 
     Raises:
         BrokerUnavailable: there is no dead-letter queue.
@@ -146,7 +149,7 @@ async def replay(
     """
     now = time.time()
     async with DeadQueue(connection) as queue:
-        sending = _Sending(connection, queue, Tally(queue.total, queue.others), reply_to, keep_deadline)
+        sending = _Sending(connection, queue, Tally(queue.total, queue.others), reply_to, keep_deadline, direct)
         await sending.open()
         async for held in queue:
             letter = DeadLetter.read(held.delivery)
@@ -170,12 +173,19 @@ class _Sending:
     """Letters on their way back, of which so many at most are not confirmed."""
 
     def __init__(
-        self, connection: Connection, queue: DeadQueue, tally: Tally, reply_to: str, keep_deadline: bool
+        self,
+        connection: Connection,
+        queue: DeadQueue,
+        tally: Tally,
+        reply_to: str,
+        keep_deadline: bool,
+        direct: DirectReplies | None,
     ) -> None:
         self._connection = connection
         self._queue = queue
         self._reply_to = reply_to
         self._keep_deadline = keep_deadline
+        self._direct = direct
         self._there: dict[str, bool] = {}
         self._pending = 0
         self._settled = asyncio.Event()
@@ -203,7 +213,10 @@ class _Sending:
 
     async def _exists(self, name: str) -> bool:
         if name not in self._there:
-            self._there[name] = await queue_exists(self._connection, name)
+            if is_direct(name):
+                self._there[name] = self._direct is not None and await self._direct.hears(name)
+            else:
+                self._there[name] = await queue_exists(self._connection, name)
         return self._there[name]
 
     async def send(self, held: Held, letter: DeadLetter, found: Replay) -> None:

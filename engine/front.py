@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import dataclasses
 import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from ..schemas.errors import ConnectionLost, RankmqError
+from ..schemas.errors import ConnectionLost, InvalidInput, RankmqError
 from ..schemas.messages import Answered
 from . import topology
 from .answer_log import AnswerLog
 from .carriers import Pipelines, report_defect
 from .claims import Claims
 from .confirms import Outcome
-from .connection import Channel, Connection, Properties
+from .connection import Channel, Properties
 from .dead_headers import deaths_of, headers_of
-from .dead_queue import queue_exists
 from .delivery import Delivery
+from .direct_replies import DirectReplies, is_direct
 from .open_request import OpenRequest
 from .service import Service, ServicePorts
 from .stage_processes import StageProcesses
@@ -33,7 +35,6 @@ __all__ = ["Front", "FrontOwner", "Pools"]
 
 log = logging.getLogger(__name__)
 
-_DIRECT_REPLY = "amq.rabbitmq.reply-to."
 _MOST_UNCONFIRMED = 512
 """Publishes that the broker has not confirmed; above that parts are not worth sending."""
 
@@ -77,7 +78,7 @@ class Front(ServicePorts):
         pools: the threads.
         owner: the session.
         claims: to bodies that are not in their messages; None where there are none.
-        connection: to ask who hears direct replies; None where that is not known.
+        direct: to ask who hears direct replies; None where that is not known.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Front(ServicePorts):
         pools: Pools,
         owner: FrontOwner,
         claims: Claims | None = None,
-        connection: Connection | None = None,
+        direct: DirectReplies | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._channel = channel
@@ -95,7 +96,7 @@ class Front(ServicePorts):
         self._pools = pools
         self._owner = owner
         self._claims = claims
-        self._connection = connection
+        self._direct = direct
         self._consuming: dict[str, str] = {}
         self._reading: list[Delivery] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -134,17 +135,33 @@ class Front(ServicePorts):
         if self.stopping:
             self._channel.hand_back(delivery.tag)  # it was on its way when the consumer was cancelled
             return
+        reply_to = delivery.properties.reply_to
+        if self._direct is not None and isinstance(reply_to, str) and self._direct.is_safe(reply_to) is not True:
+            self._do(self._try_out(delivery, self._direct, reply_to))
+            return
         if self._claims is not None:
             delivery = self._claims.taken(delivery)
         if self._reading is not None:
             self._reading.append(delivery)
         elif (delivery.redelivered or deaths_of(delivery.headers)) and not self.service.knows(delivery):
             self._reading = [delivery]  # whoever had it before may have answered it
-            task = self._loop.create_task(self._read_first())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._do(self._read_first())
         else:
             self.service.receive(delivery)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)  # a loop itself does not hold its tasks
+        task.add_done_callback(self._tasks.discard)
+
+    async def _try_out(self, delivery: Delivery, direct: DirectReplies, reply_to: str) -> None:
+        """A request whose answer is to go where none went yet."""
+        if not await direct.try_out(reply_to):
+            properties = copy.copy(delivery.properties)
+            properties.reply_to = None
+            fault = InvalidInput(f"reply_to {reply_to!r:.80} is no name for direct replies that the broker can read")
+            delivery = dataclasses.replace(delivery, properties=properties, fault=delivery.fault or fault)
+        self._owner.run_guarded(lambda: self.take(delivery))
 
     async def _read_first(self) -> None:
         await self._catch_up()
@@ -199,19 +216,16 @@ class Front(ServicePorts):
 
     def heard(self, reply_to: str, then: Callable[[bool], None]) -> None:
         """Asks whether a reply can reach anybody there: of a direct reply the broker says nothing."""
-        if self._connection is None or not reply_to.startswith(_DIRECT_REPLY):
+        direct = self._direct
+        if direct is None or not is_direct(reply_to):
             then(True)
             return
-        task = self._loop.create_task(self._ask(self._connection, reply_to, then))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
-    async def _ask(self, connection: Connection, reply_to: str, then: Callable[[bool], None]) -> None:
-        try:
-            found = await queue_exists(connection, reply_to)
-        except RankmqError:
-            found = True  # as far as is known
-        self._owner.run_guarded(lambda: then(found or not connection.is_open))
+        async def ask() -> None:
+            heard = await direct.hears(reply_to)
+            self._owner.run_guarded(lambda: then(heard))
+
+        self._do(ask())
 
     def part(self, delivery: Delivery, body: bytes, content_type: str) -> None:
         """Publishes a part of the answer, on the channel of the answers, which so come behind it."""

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from ..schemas.errors import AlreadyRunning, BrokerUnavailable, ConnectionLost
@@ -19,6 +20,7 @@ from .blob_keeper import BlobKeeper
 from .carriers import Pipelines
 from .catalog import Catalog
 from .connection import Connection
+from .direct_replies import DirectReplies
 from .front import Pools
 from .message_limit import MessageLimit
 from .rank_table import RankTable
@@ -142,6 +144,8 @@ class Orchestrator:
         self, connection: Connection, pools: _Pools, keeper: BlobKeeper | None, stop: asyncio.Event
     ) -> None:
         """One session, to its end: by the connection's, by a failure, or by our own stop."""
+        connect = partial(Connection.open, self._settings.address(), name=f"rankmq orchestrator {self.name}, asking")
+        direct = DirectReplies(connect)  # of this session: another broker, or another node of it, reads other names
         session = Session(
             self.name,
             self._catalog,
@@ -151,6 +155,7 @@ class Orchestrator:
             pools.pools,
             self._answers,
             self._began,
+            direct,
             keeper,
         )
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
@@ -171,6 +176,7 @@ class Orchestrator:
             telling.cancel()
             stopped.cancel()
             session.close()
+            await direct.close()
 
     async def _tell_ready(self, session: Session) -> None:
         await session.all_ready.wait()

@@ -29,6 +29,7 @@ from .claims import Claims
 from .connection import Connection, Properties
 from .custody import Custody
 from .delivery import Delivery
+from .direct_replies import DirectReplies
 from .edge_blobs import EdgeBlobs
 from .front import Front, FrontOwner, Pools
 from .group import GroupRules
@@ -61,6 +62,7 @@ class Session(FrontOwner):
         pools: the threads for the servables' own Python.
         answers: what was answered; it outlives the connection.
         began: when the process began, as `time.time()`.
+        direct: to find out which direct replies can be published.
         keeper: of the blob store; it outlives the connection. None where there is none.
     """
 
@@ -74,6 +76,7 @@ class Session(FrontOwner):
         pools: Pools,
         answers: Answers,
         began: float,
+        direct: DirectReplies,
         keeper: BlobKeeper | None = None,
     ) -> None:
         self._name = orchestrator
@@ -84,6 +87,7 @@ class Session(FrontOwner):
         self._pools = pools
         self._answers = answers
         self._began = began
+        self._direct = direct
         self._keeper = keeper
         self._links: dict[tuple[str, int], GroupLink] = {}
         self._idle = asyncio.Event()
@@ -119,7 +123,7 @@ class Session(FrontOwner):
         hours, most = settings.remember_hours, 4 * settings.remember_bytes
         records = AnswerLog(connection, edge, answers, self._name, hours, most)
         claims = Claims(settings.max_body_bytes, FOLDER if settings.plane_bytes else None)
-        self._front = Front(edge, records, self._pools, self, claims, connection)
+        self._front = Front(edge, records, self._pools, self, claims, self._direct)
         self.service = self._front.service = Service(
             self._catalog,
             {key: link.driver for key, link in self._links.items()},
@@ -312,15 +316,18 @@ class Session(FrontOwner):
             self._tell(asked.reply_to, codec.encode_cancel_reply(reply, content_type), properties)
 
     def _tell(self, reply_to: str, body: bytes, properties: Any) -> None:
-        try:
-            self._inner.publish("", reply_to, body, properties)
-        except ConnectionLost as error:
-            log.debug("not told: %s", error.message)
+        def tell() -> None:
+            try:
+                self._inner.publish("", reply_to, body, properties)
+            except ConnectionLost as error:
+                log.debug("not told: %s", error.message)
+
+        self._direct.when_safe(reply_to, tell)
 
     async def _tell_status(self, delivery: Delivery) -> None:
         status = await self._status()
         reply_to = delivery.properties.reply_to
-        if reply_to:
+        if isinstance(reply_to, str) and reply_to:
             properties = Properties(
                 content_type=codec.MSGPACK, correlation_id=delivery.properties.correlation_id, app_id="rankmq"
             )

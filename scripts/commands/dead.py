@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -215,19 +216,31 @@ def replay(
     as_json: _Json = False,
 ) -> None:
     """Send dead letters again, as they were at first. Each is let go of once the broker has it."""
+    from ...engine.connection import Connection
     from ...engine.dead_queue import queue_exists
     from ...engine.dead_work import replay as send_again
+    from ...engine.direct_replies import DirectReplies, is_direct
     from ..dead_page import remarks
     from ..report import Usage
 
     wanted = _wanted(ids, servable, code, reason, older, newer)
 
     async def work(connection: Connection, most: int) -> Tally:
-        if reply_to and not await queue_exists(connection, reply_to):
+        if reply_to and (is_direct(reply_to) or not await queue_exists(connection, reply_to)):
             raise Usage(f"--reply-to {reply_to}: there is no such queue; declare it first")
-        return await send_again(
-            connection, wanted, most=most, reply_to=reply_to, keep_deadline=keep_deadline, dry=dry_run
-        )
+        direct = DirectReplies(partial(Connection.open, settings.address(), name="rankmq dead, asking"))
+        try:
+            return await send_again(
+                connection,
+                wanted,
+                most=most,
+                reply_to=reply_to,
+                keep_deadline=keep_deadline,
+                dry=dry_run,
+                direct=direct,
+            )
+        finally:
+            await direct.close()
 
     most = limit if dry_run or yes else _agreed(settings, wanted, limit, "Send {} again?")
     tally = _run(settings, lambda connection: work(connection, most)) if most is not None else None

@@ -209,6 +209,18 @@ def test_reply_queues_that_cannot_be(producer: Producer, reply_to: str) -> None:
     producer.send(one(X), reply_to=reply_to)  # whatever becomes of the reply, the next request is served
 
 
+def test_a_direct_reply_that_the_broker_cannot_read(gallery: System, producer: Producer) -> None:
+    """It would end the connection of whoever publishes to it."""
+    made_up = "amq.rabbitmq.reply-to.made.up"
+    connection = pika.BlockingConnection(pika.URLParameters(gallery.url))
+    properties = pika.BasicProperties(reply_to=made_up, correlation_id="nobody", message_id="nobody")
+    for exchange in ("rankmq.cancel", "rankmq.status"):
+        connection.channel().basic_publish(exchange, "", b"", properties)
+    connection.close()
+    asked = producer.send(one(X), reply_to=made_up)
+    assert producer.dead_letter(asked)[0]["rankmq-code"] == "invalid_input"
+
+
 def test_reply_queues_that_are_our_own(gallery: System, producer: Producer) -> None:
     """A reply is no request, no result and no control message, and nobody takes it for one."""
     rank = gallery.group("trouble").ranks[0].queue

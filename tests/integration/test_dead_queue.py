@@ -11,13 +11,13 @@ import pytest
 from rankmq.engine import topology
 from rankmq.engine.address import BrokerAddress
 from rankmq.engine.channel import Channel
-from rankmq.engine.connection import Connection, Properties
+from rankmq.engine.connection import Connection
 from rankmq.engine.dead_letters import Wanted
 from rankmq.engine.dead_queue import DeadQueue, queue_exists
 from rankmq.engine.dead_work import look
 from rankmq.schemas.errors import BrokerUnavailable, ConnectionLost
 
-from tests.integration.connections import connected, run, until
+from tests.integration.connections import connected, run
 from tests.integration.dead_letters import Site, hosts, request, site
 
 
@@ -198,14 +198,3 @@ async def test_which_queues_exist(address):
         assert await queue_exists(it.connection, topology.DEAD)
         assert await queue_exists(it.connection, exclusive)
         assert not await queue_exists(it.connection, "no-such-queue")
-        assert not await queue_exists(it.connection, "amq.rabbitmq.reply-to.abc")
-
-        tokens: list[str] = []
-        await theirs.consume("amq.rabbitmq.reply-to", lambda _: None, no_ack=True)
-        listening = await it.channel.reply_queue()
-        await it.channel.consume(listening, lambda found: tokens.append(found.properties.reply_to), no_ack=True)
-        theirs.publish("", listening, b"", Properties(reply_to="amq.rabbitmq.reply-to"))
-        await until(lambda: tokens)
-        assert await queue_exists(it.connection, tokens[0])
-        await theirs.close()
-        assert not await queue_exists(it.connection, tokens[0])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from rankmq.engine import topology
 from rankmq.engine.address import BrokerAddress
-from rankmq.engine.connection import Properties
+from rankmq.engine.connection import Connection, Properties
 from rankmq.engine.dead_letters import DeadLetter, Wanted
 from rankmq.engine.dead_work import look, purge, replay
+from rankmq.engine.direct_replies import DirectReplies
 from rankmq.engine.topology import Binding, Queue
 from rankmq.schemas.errors import BrokerRefused, StageFailed, UnknownServable
 from rankmq.workers.broker import PrivateBroker, User
@@ -183,7 +185,8 @@ async def test_a_direct_reply_that_still_finds_its_requester(address):
         [asked] = await it.take(NORMAL, 1)
 
         await it.bury(1, reply_to=asked.properties.reply_to)
-        assert (await replay(it.connection, Wanted())).done == 1
+        direct = DirectReplies(partial(Connection.open, address, name="asking"))
+        assert (await replay(it.connection, Wanted(), direct=direct)).done == 1
         [again] = await it.take(NORMAL, 1)
         it.channel.publish("", again.properties.reply_to, b"the answer")
         await until(lambda: got)
