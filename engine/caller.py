@@ -11,11 +11,23 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ..schemas.errors import ServableError, StageFailed
+from ..schemas.errors import RankmqError, ServableError, StageFailed
 
-__all__ = ["Caller", "call_with", "current_caller", "send_part_for_caller", "use_caller"]
+__all__ = ["Caller", "GivenUp", "call_with", "current_caller", "send_part_for_caller", "use_caller"]
 
 _Result = TypeVar("_Result")
+
+
+class GivenUp(BaseException):
+    """Ends a servable's Python that goes on asking when its request is over; not caught with its ordinary errors.
+
+    Args:
+        reason: why the request is over.
+    """
+
+    def __init__(self, reason: RankmqError) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
 
 
 class Caller(Protocol):

@@ -101,7 +101,7 @@ class Front(ServicePorts):
         self._reading: list[Delivery] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._later: set[asyncio.TimerHandle] = set()
+        self._later: dict[object, asyncio.TimerHandle] = {}
         self.service: Service
         self.stopping = False
         self.changed = asyncio.Event()
@@ -317,13 +317,13 @@ class Front(ServicePorts):
 
     def later(self, seconds: float, work: Callable[[], None]) -> None:
         """Runs `work` on the loop, so many seconds from now."""
+        key = object()  # and not the handle, which holds what it calls
 
         def run() -> None:
-            self._later.discard(handle)
+            del self._later[key]
             self._owner.run_guarded(work)
 
-        handle = self._loop.call_later(seconds, run)
-        self._later.add(handle)
+        self._later[key] = self._loop.call_later(seconds, run)
 
     def in_pool(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Runs `work` on a thread for the functions of methods, then `done` with its result on the loop."""
@@ -364,7 +364,7 @@ class Front(ServicePorts):
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
-        for handle in self._later:
+        for handle in self._later.values():
             handle.cancel()
 
 

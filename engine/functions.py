@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -11,11 +14,11 @@ import numpy as np
 
 from ..schemas.errors import InternalError, RankmqError, StageFailed
 from ..schemas.tensors import dtype_name, from_array
-from .caller import Caller
+from .caller import Caller, GivenUp
 from .servable import FunctionStage, Pipeline, outputs_of, use_caller
 from .ticket import RowResult
 
-__all__ = ["FunctionCaller", "run_function", "run_pipeline"]
+__all__ = ["FunctionCaller", "FunctionRun", "run_function", "run_pipeline"]
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +35,58 @@ class FunctionCaller(Caller, Protocol):
         """The same for what takes several rows at a time."""
 
 
+class FunctionRun:
+    """A function stage over rows, in pieces: between them others get the thread. Used by one thread at a time.
+
+    Args:
+        stage: the stage.
+        rows: per row the function's inputs.
+        caller: the way back into the engine.
+        over: why nobody wants the results any more; None while somebody does. May be asked on any thread.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        stage: FunctionStage,
+        rows: Sequence[tuple[Any, ...]],
+        caller: FunctionCaller,
+        over: Callable[[], RankmqError | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stage = stage
+        self._rows = rows
+        self._caller = caller
+        self._over = over
+        self._clock = clock
+        self._results: list[RowResult] = []
+
+    def run(self, seconds: float = math.inf) -> list[RowResult] | None:
+        """Runs what is left, until that has taken so long; what the function raises becomes its row's `StageFailed`.
+
+        Returns:
+            One result or error per row, in order; None where rows are left.
+        """
+        stage, rows, results = self._stage, self._rows, self._results
+        until = self._clock() + seconds
+        while len(results) < len(rows):
+            over, place = self._over(), len(results)
+            if over is not None:
+                results += [over] * (len(rows) - place)
+            elif stage.batch_size is None:
+                work = partial(_run_row, stage, rows[place])
+                results.append(_guarded(f"stage {stage.name}", work, self._caller.of(place)))
+            else:
+                batch = rows[place : place + (stage.batch_size or len(rows))]
+                results += _run_batch(stage, batch, self._caller.of_several())
+            if self._clock() >= until and len(results) < len(rows):
+                return None
+        return results
+
+
 def run_function(stage: FunctionStage, rows: Sequence[tuple[Any, ...]], caller: FunctionCaller) -> list[RowResult]:
-    """Runs a function stage over rows; what the function raises becomes that row's `StageFailed`."""
-    if stage.batch_size is not None:
-        size = stage.batch_size or len(rows)
-        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-        several = caller.of_several()
-        return [result for batch in batches for result in _run_batch(stage, batch, several)]
-    return [
-        _guarded(f"stage {stage.name}", partial(_run_row, stage, row), caller.of(place))
-        for place, row in enumerate(rows)
-    ]
+    """Runs a function stage over rows in one piece; see `FunctionRun`."""
+    return FunctionRun(stage, rows, caller).run() or []
 
 
 def _run_row(stage: FunctionStage, row: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -53,9 +97,10 @@ def _run_batch(stage: FunctionStage, rows: Sequence[tuple[Any, ...]], caller: Ca
     what = f"stage {stage.name}"
 
     def work() -> list[Any]:
-        results = list(stage.function(list(rows)))
+        results = list(itertools.islice(stage.function(list(rows)), len(rows) + 1))  # it may yield for ever
         if len(results) != len(rows):
-            raise StageFailed(f"{what} returned {len(results)} results for {len(rows)} instances")
+            found = f"more than {len(rows)}" if len(results) > len(rows) else len(results)
+            raise StageFailed(f"{what} returned {found} results for {len(rows)} instances")
         return results
 
     returned = _guarded(what, work, caller)
@@ -91,7 +136,9 @@ def _guarded(what: str, work: Callable[[], _T], caller: Caller) -> _T | RankmqEr
         with use_caller(caller):
             return work()
     except RankmqError as error:
-        return error
+        return error.kept()  # without the frames, which hold the rows
+    except GivenUp as given_up:
+        return given_up.reason
     except Exception as error:  # foreign code
         log.info("%s raised", what, exc_info=True)
         return StageFailed(f"{what} raised {type(error).__name__}: {_text(error)}"[:500])

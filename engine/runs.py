@@ -15,7 +15,7 @@ import numpy as np
 
 from ..schemas.errors import RankmqError, StageFailed, TemporaryFailure
 from . import retry
-from .functions import run_function
+from .functions import FunctionRun
 from .previews import Preview
 from .repeats import RepeatRun
 from .run_ports import RunContext, RunPorts
@@ -26,6 +26,9 @@ from .thread_caller import ThreadCaller
 from .ticket import Done, RowResult
 
 __all__ = ["MethodRun"]
+
+_PIECE_SECONDS = 0.05
+"""About how long a function has its thread before others get it; a row that takes longer is not interrupted."""
 
 _PATIENCE_SECONDS = 1.0
 """How long a function in a process may go on once nobody waits for it."""
@@ -110,12 +113,23 @@ class MethodRun:
                 own = replace(own, parts=tuple(own.parts[row] for row in rows))
             caller, processes = ThreadCaller(self._ports, own, in_pool=True), own.processes
             if processes is None:
-                self._ports.in_pool(lambda: run_function(function, arguments, caller), done)
+                self._in_pieces(FunctionRun(function, arguments, caller, over=lambda: self._context.life.over), done)
             else:
                 address = StageAddress(own.servable.name, own.servable.version, self._method.name, number)
                 alone = 1 < attempt == own.max_attempts
                 run = partial(processes.run, address, function, arguments, caller, alone=alone)
                 self._in_process(run, done)
+
+    def _in_pieces(self, run: FunctionRun, done: Done) -> None:
+        """Runs a stage's function, behind whatever else waits for a thread after each piece."""
+
+        def took(results: list[RowResult] | None) -> None:
+            if results is None:
+                self._in_pieces(run, done)
+            else:
+                done(results)
+
+        self._ports.in_pool(partial(run.run, _PIECE_SECONDS), took)
 
     def _in_process(self, run: Callable[[StageCall], list[RowResult]], done: Done) -> None:
         """Runs a stage's function where it can be ended, should its request be over before."""

@@ -166,7 +166,7 @@ class Starting:
         else:
             caller = ThreadCaller(self._calls, own)
             kind = f"{own.servable.name}.{entry.name}"
-            self._ports.in_pipeline_pool(kind, lambda: run_pipeline(entry, row, caller), ran)
+            self._ports.in_pipeline_pool(kind, lambda: own.life.over or run_pipeline(entry, row, caller), ran)
 
     def _settler(self, open_: OpenRequest, places: Sequence[int]) -> Done:
         def done(results: list[RowResult]) -> None:

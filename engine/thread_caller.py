@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..schemas.errors import InternalError, RankmqError, StageFailed
+from .caller import GivenUp
 from .parts import outputs_of_part
 from .run_ports import RunContext, RunPorts
 from .servable import RepeatStage
@@ -17,6 +18,9 @@ from .ticket import Done
 __all__ = ["ThreadCaller"]
 
 _T = TypeVar("_T")
+
+_MOST_REFUSED = 8
+"""How many calls are answered with why the request is over; who goes on then does not heed errors."""
 
 
 class ThreadCaller:
@@ -35,6 +39,7 @@ class ThreadCaller:
         self._context = context
         self._in_pool = in_pool
         self._several = several
+        self._refused = 0
 
     def of(self, row: int) -> ThreadCaller:
         """The same for one of the rows of its context."""
@@ -76,6 +81,11 @@ class ThreadCaller:
         return self._wait(lambda done, _: self._ports.call_subgraph(self._context, subgraph, [row], done))
 
     def _wait(self, start: Callable[[Done, Callable[[Callable[[], None]], None]], None]) -> tuple[Any, ...]:
+        over = self._context.life.over or self._context.waits.closed
+        if over is not None:
+            self._refused += 1
+            if self._refused > _MOST_REFUSED:
+                raise GivenUp(over)
         with self._context.waits.one() as wait:
 
             def begin() -> None:
@@ -90,7 +100,10 @@ class ThreadCaller:
             self._ports.on_loop(begin)
             result = wait.result()
         if isinstance(result, RankmqError):
-            raise result
+            try:
+                raise result.kept()  # it may be raised again and again, and would keep the frames of each time
+            finally:
+                del result  # which is in this frame, which the error holds
         return result
 
 

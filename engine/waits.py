@@ -68,6 +68,11 @@ class Waits:
         self._open: set[Wait] = set()
         self._closed: RankmqError | None = None
 
+    @property
+    def closed(self) -> RankmqError | None:
+        """Why nobody may wait any more; None while they may."""
+        return self._closed
+
     def __len__(self) -> int:
         """How many threads wait."""
         return len(self._open)
@@ -82,7 +87,7 @@ class Waits:
         wait = Wait()
         with self._lock:
             if self._closed is not None:
-                raise self._closed
+                raise self._closed.kept()
             self._open.add(wait)
         try:
             yield wait

@@ -13,4 +13,10 @@ def main() -> None:
     """Runs the command that the command line names, and exits with its code."""
     from .app import app
 
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        from ..engine.leaving import leave
+
+        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise

@@ -84,23 +84,27 @@ def main() -> None:
     except EOFError:
         sys.exit(1)
     from ..engine import logs
+    from ..engine.leaving import leave
     from ..schemas.errors import OperatorError, RankmqError
 
     given = order["settings"]
     logs.configure("launcher" if role == "agents" else role, form=given["log_format"], level=given["log_level"])
     roles: dict[str, Callable[[_Parent, dict[str, Any]], None]] = {"orchestrator": _orchestrate, "agents": _launch}
+    code = 1
     try:
         roles[role](parent, order)
+        code = 0
     except EOFError:
-        sys.exit(1)
+        pass
     except RankmqError as error:
         log.debug("ends", exc_info=error)
         parent.say(event="failed", code=error.code, message=error.message)
-        sys.exit(error.exit_code if isinstance(error, OperatorError) else 1)
+        code = error.exit_code if isinstance(error, OperatorError) else 1
     except Exception as error:
         log.exception("a defect: the %s ends", role)
         parent.say(event="failed", code="internal", message=f"{role}: {type(error).__name__}: {error}")
-        sys.exit(1)
+    leave(code)
+    sys.exit(code)
 
 
 def _orchestrate(parent: _Parent, order: dict[str, Any]) -> None:

@@ -15,6 +15,43 @@ from tests.e2e.graphs import WORDS, write_servable
 from tests.e2e.producer import Producer, request
 from tests.e2e.systems import wait_until
 
+ODD = (
+    WORDS
+    + """
+import os
+
+def end(x):
+    os._exit(9)
+
+@register.register_method(output_names=["x"])
+def fatal(x):
+    return register.add_stage(end, x)
+
+@register.register_method(output_names=["x"])
+def same(x):
+    return register.add_stage(abs, x)
+
+same_ = PipelineServable("odd", "same")
+
+@register.register_pipeline(output_names=["x"])
+def stubborn(x):
+    while True:
+        try:
+            time.sleep(0.01)
+            same_.run(x)
+        except Exception:
+            pass
+
+def waits(x):
+    while True:
+        time.sleep(1)
+
+@register.register_method(output_names=["x"])
+def endless(x):
+    return register.add_stage(waits, x)
+"""
+)
+
 
 @pytest.fixture(scope="module")
 def servables(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -47,24 +84,7 @@ def test_what_is_killed_comes_back(servables: Path, tmp_path: Path):
 
 def test_a_request_that_takes_the_orchestrator_down_does_not_take_all_down(tmp_path: Path):
     """A function of a servable that ends its process, as a library in it would that crashes."""
-    text = (
-        WORDS
-        + """
-import os
-
-def end(x):
-    os._exit(9)
-
-@register.register_method(output_names=["x"])
-def fatal(x):
-    return register.add_stage(end, x)
-
-@register.register_method(output_names=["x"])
-def same(x):
-    return register.add_stage(abs, x)
-"""
-    )
-    write_servable(tmp_path, "odd", text, {})
+    write_servable(tmp_path, "odd", ODD, {})
     state = tmp_path / "state"
     with Service(tmp_path, "up", tmp_path / "odd", "--state", state, max_deliveries=3, max_restarts=1) as up:
         up.wait_for("call it with")
@@ -72,6 +92,20 @@ def same(x):
         assert "3 are allowed" in failed(rankmq("infer", "odd", "fatal", *ask), 8)
         assert "3" in rankmq("infer", "odd", "same", *ask).stdout
         assert up.stop() == 0
+
+
+def test_functions_that_do_not_end_do_not_hold_up_the_stop(tmp_path: Path):
+    write_servable(tmp_path, "odd", ODD, {})
+    state = tmp_path / "state"
+    with Service(tmp_path, "up", tmp_path / "odd", "--state", state, drain_timeout=1) as up:
+        up.wait_for("call it with")
+        ask = ("-i", "x=-3", "--state", state, "--deadline", 0.5)
+        for method in ("stubborn", "endless"):
+            assert "its deadline passed" in failed(rankmq("infer", "odd", method, *ask), 9)
+        assert in_flight(state) == 0
+        assert up.stop() == 0
+        assert "functions of servables go on, and the process ends without them: threads stage_0" in up.errors
+        assert up.left_behind() == []
 
 
 def test_a_killed_one_leaves_nothing_behind(servables: Path, tmp_path: Path):
