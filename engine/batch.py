@@ -10,7 +10,7 @@ import numpy as np
 
 from .loop_plan import LoopPlan
 
-__all__ = ["Age", "Batch", "Owner", "PendingCall", "Row", "age"]
+__all__ = ["Age", "Apart", "Batch", "Owner", "PendingCall", "Row", "age"]
 
 Row: TypeAlias = "tuple[np.ndarray[Any, Any], ...]"
 
@@ -62,6 +62,40 @@ def age(owner: Owner) -> Age:
     return call.number - call.head_start, call.number, index
 
 
+@dataclass(eq=False, slots=True)
+class Apart:
+    """What rows have in common that failed together, while it is searched for those to blame.
+
+    A part that fails is halved, which finds one bad row among n in about 2 log n steps. Where nearly all are bad, that
+    would be nearly 2 n. So from the second on, after each that is found the next row is tried by itself, and what runs
+    lets the next part be twice as large.
+
+    Attributes:
+        age: their place in line: that of the oldest row of the batch.
+        rows: how many rows the batch had.
+        most: how many of them a step may have.
+        found: how many of them have failed by themselves.
+    """
+
+    age: Age
+    rows: int
+    most: int = field(init=False)
+    found: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.most = self.rows
+
+    def ran(self) -> None:
+        """A step of some of them has run."""
+        self.most = min(2 * self.most, self.rows)
+
+    def failed_alone(self) -> None:
+        """One of them has failed by itself."""
+        self.found += 1
+        if self.found > 1:
+            self.most = 1
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
     """Rows of one subgraph that run as one step.
@@ -70,12 +104,12 @@ class Batch:
         subgraph: its number.
         owners: per row the call that it is part of and its index there, oldest first.
         apart: set where these rows failed together with others and are not mixed with any until it is known which row
-            it was: the age of the oldest row of the first batch that failed.
+            it was: the same for all rows of the first batch that failed.
     """
 
     subgraph: int
     owners: tuple[Owner, ...]
-    apart: Age | None = None
+    apart: Apart | None = None
 
     @property
     def rows(self) -> list[Row]:

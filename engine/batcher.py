@@ -4,6 +4,9 @@ A pure value: rows go in with their calls and come out in batches; what is in a 
 waiting row always goes first, so no subgraph starves another, and rows of one subgraph that may share a step (the same
 batch key) go in the order in which they came. Rows that wait for company do not stand in line until they fill a step or
 their time is over, so that nobody has to wait behind them.
+
+Rows that failed together stand where the oldest of them stood, but between two steps of such rows one of others goes:
+it may take long to find those to blame, and nobody else is to wait until it is done.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import math
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .batch import Age, Batch, Owner, PendingCall, age
+from .batch import Age, Apart, Batch, Owner, PendingCall, age
+from .suspects import Suspects
 
 __all__ = ["Batcher"]
 
@@ -39,17 +43,15 @@ class _Queue:
 
     subgraph: int
     key: Hashable
-    apart: Age | None = None
     rows: list[tuple[int, int, int, PendingCall]] = field(default_factory=list)
-    listed: tuple[Age, Age] | None = None
+    listed: Age | None = None
     overtaken: int = 0
     until: float = math.inf
     rests: float | None = None
 
     @property
-    def place(self) -> tuple[Age, Age]:
-        oldest = self.rows[0][:3]
-        return self.apart or oldest, oldest
+    def place(self) -> Age:
+        return self.rows[0][:3]
 
     def push(self, owner: Owner) -> None:
         heapq.heappush(self.rows, (*age(owner), owner[0]))
@@ -58,7 +60,7 @@ class _Queue:
 
     def may_be_overtaken(self, most: int) -> bool:
         """Whether rows that fill a step may go before these, which are to go now and of which none is urgent."""
-        return self.apart is None and self.overtaken < _MOST_OVERTAKEN and not self.fills(most)
+        return self.overtaken < _MOST_OVERTAKEN and not self.fills(most)
 
     def fills(self, most: int) -> bool:
         """Whether it has as many rows that are still wanted."""
@@ -74,7 +76,7 @@ class _Queue:
             _, _, index, call = heapq.heappop(self.rows)
             if not call.cancelled:
                 found.append((call, index))
-        if waits and len(self.rows) < at_most:  # else it fills the next step, and waits for nothing
+        if waits and not self.fills(at_most):  # else it fills the next step, and waits for nothing
             self.look_up()
         return tuple(found)
 
@@ -101,7 +103,9 @@ class Batcher:
     def __init__(self, max_rows: Mapping[int, int] | Callable[[int, Hashable], int]) -> None:
         self._max_rows = max_rows if callable(max_rows) else lambda subgraph, key: max_rows[subgraph]
         self._queues: dict[tuple[int, Hashable], _Queue] = {}
-        self._line: list[tuple[tuple[Age, Age], int, _Queue]] = []  # a heap
+        self._line: list[tuple[Age, int, _Queue]] = []  # a heap
+        self._suspects = Suspects()
+        self._yields = False  # the newest step was of such rows
         self._resting: list[tuple[float, int, _Queue]] = []  # a heap of those that wait for company
         self._now = 0.0
         self._waiting: dict[PendingCall, int] = {}
@@ -148,27 +152,28 @@ class Batcher:
         Returns:
             At most `max_rows` rows of one subgraph; None where nothing waits that may go.
         """
-        passed: list[tuple[tuple[Age, Age], int, _Queue]] = []
+        passed: list[tuple[Age, int, _Queue]] = []
         try:
             return self._take(joining, passed)
         finally:
             for entry in passed:
                 heapq.heappush(self._line, entry)
 
-    def _take(
-        self, joining: Container[tuple[int, Hashable]], passed: list[tuple[tuple[Age, Age], int, _Queue]]
-    ) -> Batch | None:
+    def _take(self, joining: Container[tuple[int, Hashable]], passed: list[tuple[Age, int, _Queue]]) -> Batch | None:
         while self._line:
             entry = heapq.heappop(self._line)
             place, _, queue = entry
             if queue.listed != place:
                 continue  # an older row came into this queue later, and was given a place of its own
             most = max(1, self._max_rows(queue.subgraph, queue.key))
-            if queue.apart is None and (queue.subgraph, queue.key) in joining and len(queue.rows) < most:
+            if (queue.subgraph, queue.key) in joining and len(queue.rows) < most:
                 passed.append(entry)
                 continue
             queue.drop_cancelled()
             due = bool(queue.rows) and queue.place == place and not self._rests(queue)
+            if due and self._suspects_before(place):
+                passed.append(entry)
+                break
             fuller = self._fuller(queue, most) if due else None
             if fuller is not None:
                 batch = self._batch(*fuller)
@@ -179,23 +184,33 @@ class Batcher:
             batch = self._batch(queue, most if due else 0)
             if batch is not None:
                 return batch
-        return None
+        batch = self._suspects.take(lambda subgraph: self._max_rows(subgraph, None))
+        return self._taken(batch) if batch is not None else None
+
+    def _suspects_before(self, place: Age) -> bool:
+        """Whether rows that failed together go before those that stand there."""
+        theirs = self._suspects.age
+        return theirs is not None and theirs < place and not self._yields
 
     def _batch(self, queue: _Queue, most: int) -> Batch | None:
         owners = queue.pop(most) if most else ()
         self._line_up(queue)
-        for call, _ in owners:
+        return self._taken(Batch(queue.subgraph, owners)) if owners else None
+
+    def _taken(self, batch: Batch) -> Batch:
+        self._yields = batch.apart is not None
+        for call, _ in batch.owners:
             self._count(call, -1)
-        return Batch(queue.subgraph, owners, queue.apart) if owners else None
+        return batch
 
     def _fuller(self, queue: _Queue, most: int) -> tuple[_Queue, int] | None:
         """The queue that goes before one whose turn it is, since it fills a step, and how many rows that are."""
         if self._urgent or not queue.may_be_overtaken(most):
             return None
         subgraph = queue.subgraph
-        found: tuple[tuple[Age, Age], _Queue, int] | None = None
+        found: tuple[Age, _Queue, int] | None = None
         for place, _, queue in itertools.islice(self._line, _MOST_LOOKED_AT):
-            if queue.listed != place or queue.apart is not None or queue.subgraph != subgraph:
+            if queue.listed != place or queue.subgraph != subgraph:
                 continue
             most = max(1, self._max_rows(subgraph, queue.key))
             if queue.fills(most) and (found is None or place < found[0]):
@@ -211,6 +226,8 @@ class Batcher:
             if queue.listed == place:
                 queue.drop_cancelled()
                 if queue.rows and queue.place == place and not self._rests(queue):
+                    if self._suspects_before(place):
+                        break
                     fuller = self._fuller(queue, max(1, self._max_rows(queue.subgraph, queue.key)))
                     if fuller is not None:
                         queue = fuller[0]
@@ -220,7 +237,8 @@ class Batcher:
                 self._line_up(queue)
             else:
                 heapq.heappop(self._line)
-        return None
+        suspect = self._suspects.first()
+        return (suspect[0], None, suspect[1]) if suspect is not None else None
 
     def ripen(self, now: float) -> None:
         """Lets rows go that have waited for company for long enough, or are wanted for no longer.
@@ -255,32 +273,44 @@ class Batcher:
         if batch.apart is None:
             self._wait(batch.owners)
         else:
-            self._wait(batch.owners, _Queue(batch.subgraph, None, batch.apart))
+            self._wait_apart(batch.apart, batch.owners)
 
-    def split(self, batch: Batch) -> None:
-        """Put a batch that failed back at the front as two halves, which are mixed with no other rows.
+    def split(self, batch: Batch, suspect: int | None = None) -> None:
+        """Have the rows of a batch that failed tried again in parts, which are mixed with no other rows.
 
-        Done again with each half that fails, it leaves a row that cannot be run in a batch of its own.
+        Done again with each part that fails, it leaves a row that cannot be run in a batch of its own.
+
+        Args:
+            batch: it.
+            suspect: the row that seems to be to blame: it, those before it and those after it are the parts. Where
+                that is not known, the two halves.
 
         Raises:
             ValueError: the batch has one row only.
         """
         if len(batch) < 2:
             raise ValueError("a batch of one row cannot be split: that row failed by itself")
-        apart = batch.apart or age(batch.owners[0])
+        apart = batch.apart or Apart(age(batch.owners[0]), len(batch))
         middle = (len(batch) + 1) // 2
-        for owners in (batch.owners[:middle], batch.owners[middle:]):
-            self._wait(owners, _Queue(batch.subgraph, None, apart))
+        first, second = (middle, middle) if suspect is None else (suspect, suspect + 1)
+        for owners in (batch.owners[:first], batch.owners[first:second], batch.owners[second:]):
+            self._wait_apart(apart, owners)
 
-    def _wait(self, owners: Sequence[Owner], apart: _Queue | None = None) -> None:
+    def _wait(self, owners: Sequence[Owner]) -> None:
         for call, index in owners:
             if call.cancelled:
                 continue
-            queue = apart or self._queue_of(call, index)
+            queue = self._queue_of(call, index)
             queue.push((call, index))
             self._count(call, 1)
             if queue.listed is None or queue.place < queue.listed:
                 self._line_up(queue)
+
+    def _wait_apart(self, apart: Apart, owners: Sequence[Owner]) -> None:
+        self._suspects.add(apart, owners)
+        for call, _ in owners:
+            if not call.cancelled:
+                self._count(call, 1)
 
     def _queue_of(self, call: PendingCall, index: int) -> _Queue:
         key = call.keys[index] if call.keys else None
@@ -305,12 +335,11 @@ class Batcher:
             heapq.heappush(self._line, (queue.listed, self._entries, queue))
         else:
             queue.listed = queue.rests = None
-            if queue.apart is None:
-                del self._queues[queue.subgraph, queue.key]
+            del self._queues[queue.subgraph, queue.key]
 
     def _rests(self, queue: _Queue) -> bool:
         """Whether a queue waits for company, and not for its turn."""
-        if queue.until <= self._now or queue.apart is not None:
+        if queue.until <= self._now:
             return False
         return not queue.fills(max(1, self._max_rows(queue.subgraph, queue.key)))
 

@@ -38,7 +38,7 @@ from .loop_plan import LoopPlan
 from .loops import plan_loops
 from .losses import losses_of, session_lost, ticket_of
 from .plan import SubgraphPlan
-from .results import rows_of
+from .results import rows_of, suspect_of
 from .sender import StepSender
 from .servable import Servable
 from .slots import Session, Slots
@@ -276,7 +276,7 @@ class GroupDriver:
         try:
             rows = rows_of(finished, self._feed.plans[batch.subgraph][flight.stage])
         except RankmqError as error:
-            self._feed.failed(flight, error)
+            self._feed.failed(flight, error, suspect_of(finished))
             return
         self._feed.ran(finished)
         if not conveyor.pass_on(flight, rows):

@@ -117,20 +117,28 @@ class Feed:
         """Rows that were under way wait again, where they stood."""
         self._batcher.put_back(batch)
 
-    def failed(self, flight: Flight, error: RankmqError) -> None:
-        """A step failed: what a slice of several turns gave was too large, or some of its rows are to blame."""
+    def failed(self, flight: Flight, error: RankmqError, suspect: int | None = None) -> None:
+        """A step failed: what a slice of several turns gave was too large, or some of its rows are to blame.
+
+        Args:
+            flight: the step.
+            error: what its rows fail with, where they do so by themselves.
+            suspect: the row at which it failed, where that is known.
+        """
         batch, turns = flight.batch, max(flight.turns, default=0)
         if isinstance(error, LimitExceeded) and turns > 1:
             self._pace.too_large(batch.subgraph, self._like(batch), len(batch), turns)
             self._batcher.put_back(batch)
         else:
-            self.part(batch, error)
+            self.part(batch, error, suspect)
 
-    def part(self, batch: Batch, error: RankmqError) -> None:
-        """A batch failed: a single row has met its end; of more, each half is tried again by itself."""
+    def part(self, batch: Batch, error: RankmqError, suspect: int | None = None) -> None:
+        """A batch failed: a single row has met its end; more are tried again in parts."""
         if len(batch) > 1:
-            self._batcher.split(batch)
+            self._batcher.split(batch, suspect)
             return
+        if batch.apart is not None:
+            batch.apart.failed_alone()
         call, index = batch.owners[0]
         settle(call, index, error)
 
@@ -165,12 +173,21 @@ class Feed:
             self._held = batch  # rows under which an epoch was lost: if it happens again, it was them
             return False
         self._alone = alone
-        if len(batch) > 1 and least_bytes(self.plans[batch.subgraph][0], batch.rows) > self._sender.most_bytes:
-            self._batcher.split(batch)  # without putting together first what is too large anyway
-        elif not self._issue(conveyor, Flight(batch, 0, batch.rows, self._turns(batch))):
+        batch = self._that_fits(batch)
+        if not self._issue(conveyor, Flight(batch, 0, batch.rows, self._turns(batch))):
             self._held = batch
             return False
         return True
+
+    def _that_fits(self, batch: Batch) -> Batch:
+        """Of a batch, the first rows that are not too large for a step anyway; the others wait on, where they stood."""
+        rows, most = batch.rows, len(batch)
+        while most > 1 and least_bytes(self.plans[batch.subgraph][0], rows[:most]) > self._sender.most_bytes:
+            most = (most + 1) // 2
+        if most == len(batch):
+            return batch
+        self._batcher.put_back(Batch(batch.subgraph, batch.owners[most:], batch.apart))
+        return Batch(batch.subgraph, batch.owners[:most], batch.apart)
 
     def _is_time(self, conveyor: Conveyor) -> bool:
         """Whether the rows that wait are to begin; if that is only a matter of time, we are woken then."""
@@ -250,6 +267,8 @@ class Feed:
         # Ranks that share processors take long for a step beside the one before it; of one alone, the way is no part.
         seconds = max(min(ran), min(max(ran), finished.took))
         self._pace.ran(batch.subgraph, self._like(batch), len(batch), seconds, turns)
+        if batch.apart is not None and finished.item.stage == len(self.plans[batch.subgraph]) - 1:
+            batch.apart.ran()
 
     def ended(self, flight: Flight) -> None:
         """The rows of a step are back where they are wanted: those that waited for them may go."""

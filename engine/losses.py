@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..schemas.errors import InternalError, SessionLost
-from .batch import Batch, Owner, PendingCall, age
+from .batch import Apart, Batch, Owner, PendingCall, age
 from .slots import Session
 from .ticket import Ticket
 
@@ -48,8 +48,9 @@ def losses_of(batch: Batch, max_attempts: int) -> Losses:
         else:
             again.append((call, index))
             singly = singly or lost == max_attempts - 1
+    apart = batch.apart or Apart(age(batch.owners[0]), len(batch))
     for owners in [[owner] for owner in again] if singly else [again] if again else []:
-        losses.again.append(Batch(batch.subgraph, tuple(owners), batch.apart or age(owners[0])))
+        losses.again.append(Batch(batch.subgraph, tuple(owners), apart))
     return losses
 
 

@@ -12,7 +12,7 @@ from .ledger import Finished
 from .losses import given_of
 from .plan import SubgraphPlan
 
-__all__ = ["rows_of"]
+__all__ = ["rows_of", "suspect_of"]
 
 
 def rows_of(finished: Finished[Flight], plan: SubgraphPlan) -> Sequence[Row]:
@@ -33,6 +33,16 @@ def rows_of(finished: Finished[Flight], plan: SubgraphPlan) -> Sequence[Row]:
         return batch.loop.gather(plan, finished.replies, given_of(batch), flight.turns)
     columns = {rank: reply.outputs for rank, reply in finished.replies.items()}
     return plan.gather(columns, len(batch))
+
+
+def suspect_of(finished: Finished[Flight]) -> int | None:
+    """The row at which a step failed, where its rows ran back to back: the first at which a rank did; None: not known.
+
+    Args:
+        finished: the step, with every rank's answer.
+    """
+    rows = [reply.failed_row for reply in finished.replies.values() if reply.error is not None]
+    return min((row for row in rows if row is not None and row < len(finished.item.batch)), default=None)
 
 
 def _failure(rank: int, given: ErrorInfo) -> RankmqError:

@@ -132,21 +132,29 @@ class Agent:
     def _run(self, epoch: int, step: Step) -> RankReply:
         self.world.executed.append((self.rank, epoch, step.step))
         work, error, columns = step.work, None, ()
+        outputs: list[list[Array]] = []
         try:
             inputs = [[to_array(tensor) for tensor in column] for column in step.inputs]
             if isinstance(work, Repeat):
                 return self._repeat(epoch, step, work, inputs)
             calls = [[column[0] for column in inputs]] if work.stacked else list(zip(*inputs, strict=True))
-            outputs = [self._call(work.subgraph, arrays) for arrays in calls]
+            for arrays in calls:
+                outputs.append(self._call(work.subgraph, arrays))
             columns = tuple(
                 Column(index=index, tensors=tuple(from_array(output[index]) for output in outputs))
                 for index in self.form.plans[work.subgraph].returns
             )
         except ArithmeticError as failed:
             error = ErrorInfo(code="graph_failed", message=str(failed))
-        took = int(self.world.seconds_per_row * work.rows * 1e6)
         return RankReply(
-            group=GROUP, epoch=epoch, step=step.step, rank=self.rank, outputs=columns, error=error, ran_us=took
+            group=GROUP,
+            epoch=epoch,
+            step=step.step,
+            rank=self.rank,
+            outputs=columns,
+            error=error,
+            failed_row=len(outputs) if error is not None and not work.stacked else None,
+            ran_us=int(self.world.seconds_per_row * work.rows * 1e6),
         )
 
     def _repeat(self, epoch: int, step: Step, work: Repeat, inputs: list[list[Array]]) -> RankReply:

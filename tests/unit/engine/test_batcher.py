@@ -113,57 +113,6 @@ def test_what_was_put_back_stands_where_it_stood():
     ]
 
 
-def test_a_failed_batch_comes_back_in_halves_that_stay_apart():
-    batcher = Batcher({0: 3})
-    for owner in "abcde":
-        batcher.add(call(owner=owner))
-    failed = batcher.take()
-
-    batcher.split(failed)
-
-    assert batcher.waiting_rows == 5
-    first, second, rest = drain(batcher)
-    assert [owners(batch) for batch in (first, second, rest)] == [
-        [("a", 0), ("b", 0)],
-        [("c", 0)],
-        [("d", 0), ("e", 0)],
-    ]
-    batcher.put_back(first)
-    batcher.put_back(rest)
-    assert [owners(batch) for batch in drain(batcher)] == [owners(first), owners(rest)]
-
-
-def test_all_that_a_failed_batch_breaks_into_goes_before_what_waits():
-    batcher = Batcher({0: 4, 1: 4})
-    for subgraph, owner in [(0, "a"), (1, "other"), (0, "b"), (0, "c"), (0, "d")]:
-        batcher.add(call(subgraph, owner=owner))
-    batcher.split(batcher.take())
-    batcher.take()
-
-    batcher.split(second := batcher.take())
-
-    assert owners(second) == [("c", 0), ("d", 0)]
-    assert [owners(batch) for batch in drain(batcher)] == [[("c", 0)], [("d", 0)], [("other", 0)]]
-
-
-def test_a_row_cannot_be_split():
-    batcher = Batcher({0: 3})
-    batcher.add(call())
-
-    with pytest.raises(ValueError, match="one row"):
-        batcher.split(batcher.take())
-
-
-def test_a_limit_that_shrank_holds_for_halves_too():
-    limits = {0: 8}
-    batcher = Batcher(limits)
-    batcher.add(call(rows=8))
-    batcher.split(batcher.take())
-    limits[0] = 3
-
-    assert [len(batch) for batch in drain(batcher)] == [3, 1, 3, 1]
-
-
 def test_misuse_is_refused():
     batcher = Batcher({0: 0})
     one = call(rows=2)
@@ -177,33 +126,6 @@ def test_misuse_is_refused():
     with pytest.raises(ValueError, match="1 batch keys for 2 rows"):
         call(rows=2, keys=["x"])
     assert [len(batch) for batch in drain(batcher)] == [1, 1]
-
-
-@given(st.integers(1, 40), st.sets(st.integers(0, 39)), st.integers(1, 16))
-def test_bisecting_finds_exactly_the_bad_rows(count, bad, max_rows):
-    batcher = Batcher({0: max_rows})
-    calls = [call(rows=1 + number % 3, owner=number) for number in range(count)]
-    for one in calls:
-        batcher.add(one)
-    total = sum(len(one.rows) for one in calls)
-    numbers = {
-        (one, index): n for n, (one, index) in enumerate((one, i) for one in calls for i in range(len(one.rows)))
-    }
-    good_rows, bad_rows, steps = [], [], 0
-    while (batch := batcher.take()) is not None:
-        steps += 1
-        rows = [numbers[owner] for owner in batch.owners]
-        if not bad.intersection(rows):
-            good_rows += rows
-        elif len(rows) > 1:
-            batcher.split(batch)
-        else:
-            bad_rows += rows
-
-    assert sorted(good_rows + bad_rows) == list(range(total))
-    assert set(bad_rows) == {row for row in bad if row < total}
-    depth = max_rows.bit_length() + 1
-    assert steps <= -(-total // max_rows) + 2 * depth * len(bad_rows)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 5)), max_size=30), st.integers(1, 4))
@@ -238,14 +160,6 @@ def test_rows_wait_for_those_that_will_join_them_unless_they_make_a_whole_batch(
     assert owners(batcher.take(joining)) == [("a", 0), ("d", 0)]
     assert batcher.take(joining) is None
     assert owners(batcher.take()) == [("d", 1)]
-
-
-def test_rows_that_failed_together_wait_for_nobody():
-    batcher = Batcher({0: 4})
-    batcher.add(call(rows=2, owner="a", keys=["k", "k"]))
-    batcher.split(batcher.take())
-
-    assert [owners(batcher.take({(0, "k")})) for _ in range(2)] == [[("a", 0)], [("a", 1)]]
 
 
 def test_rows_of_rare_shapes_let_full_steps_go_first_a_few_times():
