@@ -30,6 +30,15 @@ def test_where_all_rows_are_bad_that_takes_little_more_than_one_step_a_row(stack
     assert len(steps(world)) <= 64 + 2 * 7  # two at once are under way: what one tells comes late for the next
 
 
+def test_behind_the_last_bad_row_the_parts_become_larger_again():
+    world = ready_world()
+    calls = Calls(world)
+    calls.call(0, rows_of(0, 64, **bad_rows(*range(32))))
+    world.run()
+    assert calls.check(0) == dict.fromkeys(range(32), GraphFailed)
+    assert len(steps(world)) <= 32 + 2 * 7
+
+
 def test_one_bad_row_is_found_by_halving():
     world = ready_world()
     calls = Calls(world)
