@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 _MOST_UNCONFIRMED = 512
 """Publishes that the broker has not confirmed; above that parts are not worth sending."""
 
+_MOST_UNCONFIRMED_BYTES = 16 << 20
+"""Of parts that the broker has not confirmed: what it is slow to read is in our memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pools:
@@ -99,6 +102,7 @@ class Front(ServicePorts):
         self._direct = direct
         self._consuming: dict[str, str] = {}
         self._reading: list[Delivery] | None = None
+        self._bytes_of_parts = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._later: dict[object, asyncio.TimerHandle] = {}
@@ -230,11 +234,7 @@ class Front(ServicePorts):
     def part(self, delivery: Delivery, body: bytes, content_type: str) -> None:
         """Publishes a part of the answer, on the channel of the answers, which so come behind it."""
         asked = delivery.properties
-        if (
-            not isinstance(asked.reply_to, str)
-            or self._channel.blocked
-            or self._channel.unconfirmed > _MOST_UNCONFIRMED
-        ):
+        if not isinstance(asked.reply_to, str) or not self.takes_parts():
             return
         properties = Properties(
             correlation_id=asked.correlation_id or asked.message_id,
@@ -244,8 +244,22 @@ class Front(ServicePorts):
             app_id="rankmq",
             type="part",
         )
+        size = len(body)
+
+        def gone(_: Outcome) -> None:
+            self._bytes_of_parts -= size
+
         with contextlib.suppress(ConnectionLost):
-            self._channel.publish("", asked.reply_to, body, properties, mandatory=False)
+            self._channel.publish("", asked.reply_to, body, properties, mandatory=False, then=gone)
+            self._bytes_of_parts += size
+
+    def takes_parts(self) -> bool:
+        """Whether a part that is published now would go out; may be called from any thread, for a guess."""
+        return (
+            not self._channel.blocked
+            and self._channel.unconfirmed <= _MOST_UNCONFIRMED
+            and self._bytes_of_parts < _MOST_UNCONFIRMED_BYTES
+        )
 
     def dead_letter(
         self, open_: OpenRequest, error: RankmqError, last: RankmqError | None, then: Callable[[Outcome], None]

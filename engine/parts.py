@@ -1,13 +1,15 @@
 """Parts of an answer, told as they are made to producers that asked for them. No I/O of its own.
 
 They are previews. One that cannot be sent at once is dropped, and its number left out; none is sent after the answer.
+Whoever tells them may be quicker than the loop, which serves others too: so few are held, and the newest counts.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -25,9 +27,6 @@ __all__ = ["InstanceParts", "PartPorts", "PartSender", "Parts", "outputs_of_part
 
 log = logging.getLogger(__name__)
 
-PartSender: TypeAlias = Callable[[Mapping[str, Tensor]], None]
-"""Tells what there is so far of one instance's answer; called on the loop."""
-
 _ATTEMPTS_OF_A_DELIVERY = 1000
 """Whoever had the request before may have started an instance more than once: none has so often."""
 
@@ -37,6 +36,9 @@ class PartPorts(Protocol):
 
     def part(self, delivery: Delivery, body: bytes, content_type: str) -> None:
         """Publishes a part of the answer to a request, if that can be done at once; called on the loop."""
+
+    def takes_parts(self) -> bool:
+        """Whether one that is published now would go out; may be called from any thread, for a guess."""
 
 
 class Parts:
@@ -58,10 +60,14 @@ class Parts:
         before = _ATTEMPTS_OF_A_DELIVERY * (self._open.attempts - 1)
         return {index: InstanceParts(self, index, before) for index in indexes}
 
+    def are_wanted(self) -> bool:
+        """Whether one would be sent; may be called from any thread, for a guess."""
+        return not self._open.answered and not self._open.ended and self._ports.takes_parts()
+
     def send(self, index: int, attempt: int, number: int, outputs: Mapping[str, Tensor]) -> None:
-        """Tells everybody who waits for the answer, unless it was given."""
+        """Tells everybody who waits for the answer, unless it was given; called on the loop."""
         open_ = self._open
-        if open_.answered or open_.ended:
+        if not self.are_wanted():
             return
         part = ReplyPart(id=open_.id, index=index, attempt=attempt, number=number, outputs=dict(outputs))
         try:
@@ -90,20 +96,78 @@ class InstanceParts:
         self._parts = parts
         self._index = index
         self._attempt = before
-        self._number = 0
 
     def begin(self) -> PartSender:
         """The instance is started: what an earlier start of it still has to say is not told any more."""
         self._attempt += 1
+        return PartSender(self, self._attempt)
+
+    def are_wanted(self, attempt: int) -> bool:
+        """Whether a part of this attempt would be sent; may be called from any thread, for a guess."""
+        return attempt == self._attempt and self._parts.are_wanted()
+
+    def send(self, attempt: int, number: int, outputs: Mapping[str, Tensor]) -> None:
+        """Sends a part, unless a later attempt has begun; called on the loop."""
+        if attempt == self._attempt:
+            self._parts.send(self._index, attempt, number, outputs)
+
+
+class PartSender:
+    """Tells what there is so far of one instance's answer, during one attempt.
+
+    Of what threads tell, it holds the one that is on its way to the loop and the newest behind that.
+
+    Args:
+        instance: whose parts they are.
+        attempt: which one.
+    """
+
+    def __init__(self, instance: InstanceParts, attempt: int) -> None:
+        self._instance = instance
+        self._attempt = attempt
+        self._lock = threading.Lock()
         self._number = 0
-        attempt = self._attempt
+        self._held: list[tuple[int, Mapping[str, Tensor]]] = []
 
-        def send(outputs: Mapping[str, Tensor]) -> None:
-            if attempt == self._attempt:
-                number, self._number = self._number, self._number + 1
-                self._parts.send(self._index, attempt, number, outputs)
+    def __call__(self, outputs: Mapping[str, Tensor]) -> None:
+        """Tells it at once; called on the loop."""
+        with self._lock:
+            self._held.append((self._next_number(), outputs))
+        self._arrive()
 
-        return send
+    def tell(self, outputs: Mapping[str, Any], on_loop: Callable[[Callable[[], None]], None]) -> None:
+        """Tells it soon, or something newer in its place; may be called from any thread, and does not block.
+
+        What was told before something else is given to `on_loop` is sent, if at all, before that runs.
+
+        Args:
+            outputs: by name; see `outputs_of_part`. They are looked at only where the part may be sent.
+            on_loop: runs something on the loop.
+
+        Raises:
+            InvalidInput: see `outputs_of_part`.
+        """
+        if not self._instance.are_wanted(self._attempt):
+            with self._lock:
+                self._next_number()
+            return
+        part = outputs_of_part(outputs)
+        with self._lock:
+            first = not self._held
+            del self._held[1:]
+            self._held.append((self._next_number(), part))
+        if first:
+            on_loop(self._arrive)
+
+    def _next_number(self) -> int:
+        number, self._number = self._number, self._number + 1
+        return number
+
+    def _arrive(self) -> None:
+        with self._lock:
+            held, self._held = self._held, []
+        for number, outputs in held:
+            self._instance.send(self._attempt, number, outputs)
 
 
 def outputs_of_part(given: Any) -> dict[str, Tensor]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ..schemas.errors import RankmqError
 from ..schemas.tensors import Tensor
-from .parts import PartSender, outputs_of_part
+from .parts import outputs_of_part
 from .run_ports import RunPorts
 from .servable import RepeatStage
 
@@ -27,10 +27,16 @@ class Preview:
         ports: to the threads.
         stage: the loop.
         arguments: what the function is given before what was collected.
-        send: where its parts go.
+        send: where its parts go; called on the loop.
     """
 
-    def __init__(self, ports: RunPorts, stage: RepeatStage, arguments: Sequence[Any], send: PartSender) -> None:
+    def __init__(
+        self,
+        ports: RunPorts,
+        stage: RepeatStage,
+        arguments: Sequence[Any],
+        send: Callable[[Mapping[str, Tensor]], None],
+    ) -> None:
         self._ports = ports
         self._stage = stage
         self._arguments = tuple(arguments)

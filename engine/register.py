@@ -296,7 +296,7 @@ def send_part(**outputs: Any) -> None:
     """Tell what there is of the instance's answer so far, where its request asked for parts; else nothing happens.
 
     For pipelines, and for functions of methods that take one instance at a time. Parts are previews: one may get lost,
-    and the answer has to be whole without them. So give all that there is so far rather than what is new.
+    or a newer one be sent in its place. So give all that there is so far; the answer has to be whole without them.
 
     Args:
         outputs: by name arrays, numbers or text; the names need not be those of the answer's outputs.

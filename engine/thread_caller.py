@@ -10,7 +10,6 @@ import numpy as np
 
 from ..schemas.errors import InternalError, RankmqError, StageFailed
 from .caller import GivenUp
-from .parts import outputs_of_part
 from .run_ports import RunContext, RunPorts
 from .servable import RepeatStage
 from .ticket import Done
@@ -58,12 +57,11 @@ class ThreadCaller:
         if self._several:
             raise StageFailed("this stage takes several instances at a time, and a part is one instance's")
         if self._context.parts:
-            (send,) = self._context.parts
+            (sender,) = self._context.parts
             try:
-                part = outputs_of_part(outputs)
+                sender.tell(outputs, self._ports.on_loop)
             except RankmqError as error:  # not the sender's fault
                 raise StageFailed(error.message) from error
-            self._ports.on_loop(lambda: send(part))
 
     def call_method(self, servable: str, version: int, method: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Runs a method on one instance; raises what it met."""

@@ -202,6 +202,9 @@ class Edge:
         assert not self.fates[delivery.tag].replies, "a part after the reply"
         self.parts.append((delivery, codec.decode_part(body, content_type)))
 
+    def takes_parts(self) -> bool:
+        return True
+
     def answered(self, answered: Answered) -> None:
         self.records.append(answered)
 

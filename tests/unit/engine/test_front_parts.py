@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from rankmq.engine.claims import CLAIMED_BYTES, CLAIMS_HEADER, ClaimFolder, Claims, new_token
@@ -17,12 +18,13 @@ class Channel:
     def __init__(self, *, blocked: bool = False, unconfirmed: int = 0, lost: bool = False) -> None:
         self.blocked, self.unconfirmed, self.lost = blocked, unconfirmed, lost
         self.published: list[tuple[str, str, bytes, Properties, bool]] = []
+        self.confirms: list[Callable[[Outcome], None]] = []
 
     def publish(self, exchange, key, body, properties, *, mandatory=True, then=None):
         if self.lost:
             raise ConnectionLost("gone")
-        assert then is None, "nobody waits for what becomes of it"
         self.published.append((exchange, key, body, properties, mandatory))
+        self.confirms.append(then)
 
 
 def tell(channel: Channel, **asked: object) -> None:
@@ -49,6 +51,33 @@ def test_it_is_dropped_where_it_cannot_be_sent_at_once(state):
     channel = Channel(**state)
     tell(channel, reply_to="q")
     assert channel.published == []
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_what_the_broker_has_not_read_yet_is_bounded_in_bytes(outcome):
+    channel, body = Channel(), bytes(1 << 20)
+
+    async def run() -> None:
+        front = Front(channel, None, None, None)
+
+        def send(count: int) -> None:
+            for _ in range(count):
+                front.part(Delivery(b"", 1, "", "", False, Properties(reply_to="q")), body, "application/json")
+
+        send(100)
+        assert len(channel.published) == 16
+        assert not front.takes_parts()
+        for told in channel.confirms[:2]:
+            told(outcome)
+        assert front.takes_parts()
+        send(100)
+        assert len(channel.published) == 18
+        channel.lost = True
+        channel.confirms[2](outcome)
+        send(100)
+        assert front.takes_parts(), "what was never sent does not count"
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("reply_to", [None, b"\xff"])

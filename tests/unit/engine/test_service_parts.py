@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from rankmq.engine.delivery import Delivery
@@ -12,7 +18,7 @@ from rankmq.schemas.errors import InvalidInput
 from rankmq.schemas.messages import ReplyPart
 from rankmq.schemas.tensors import from_array, to_array
 
-from tests.unit.engine.edge import MODEL, Edge, Properties, error_of, outputs_of
+from tests.unit.engine.edge import MODEL, PATIENCE, Edge, Properties, error_of, outputs_of
 
 ROW = np.array([1, 2, 3], np.float32)
 
@@ -50,6 +56,12 @@ def talk(x):
     return y
 
 @register.register_pipeline(output_names=["y"])
+def talk_much(x):
+    for number in range(1000):
+        register.send_part(n=number)
+    return x
+
+@register.register_pipeline(output_names=["y"])
 def talk_nonsense(x):
     register.send_part(n=object())  # in talk_nonsense
     return x
@@ -80,6 +92,18 @@ def test_a_pipeline_and_the_methods_that_it_calls_count_together(edge):
     assert [(part.number, sorted(part.outputs)) for _, part in edge.parts] == [
         (0, ["first", "n"]), (1, ["first", "n"]), (2, ["last"]),
     ]  # fmt: skip
+
+
+def test_a_thread_that_tells_more_than_the_loop_can_take_holds_two_parts(edge):
+    fate = edge.ask("talk_much", {"x": ROW}, {"x": ROW}, stream=True)
+    until = time.monotonic() + PATIENCE
+    while edge.busy:  # the loop does nothing meanwhile
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    assert edge.news.qsize() == 4, "of each instance a word of its parts, and its result"
+    edge.run()
+    assert sorted((part.index, part.number) for _, part in edge.parts) == [(0, 0), (0, 999), (1, 0), (1, 999)]
+    assert len(outputs_of(fate)) == 2
 
 
 def test_nobody_asked_or_nobody_can_be_told(edge):
@@ -129,6 +153,10 @@ def opened(*, count: int = 0, **properties: object) -> OpenRequest:
 class Sent:
     def __init__(self) -> None:
         self.parts: list[ReplyPart] = []
+        self.behind = False
+
+    def takes_parts(self) -> bool:
+        return not self.behind
 
     def part(self, delivery: Delivery, body: bytes, content_type: str) -> None:
         self.parts.append(codec.decode_part(body, content_type))
@@ -169,6 +197,119 @@ def test_none_comes_after_the_answer_and_none_that_is_too_large():
     open_.answered = True
     send(X)
     assert len(sent.parts) == 1
+
+
+class Loop:
+    """What is asked of it waits until the test turns it."""
+
+    def __init__(self) -> None:
+        self.asked: list[Callable[[], None]] = []
+
+    def turn(self) -> None:
+        asked, self.asked = self.asked, []
+        for work in asked:
+            work()
+
+
+def numbered(sent: Sent) -> list[tuple[int, int]]:
+    """The number of each part that was sent, and what it said."""
+    return [(it.number, int(to_array(it.outputs["n"]))) for it in sent.parts]
+
+
+def test_of_what_is_told_while_the_loop_is_busy_the_first_and_the_newest_are_sent():
+    sent, loop = Sent(), Loop()
+    sender = Parts(opened(), sent, 1 << 20).instances([0])[0].begin()
+    for n in range(5):
+        sender.tell({"n": n}, loop.asked.append)
+    assert len(loop.asked) == 1
+    assert sent.parts == []
+    loop.turn()
+    assert numbered(sent) == [(0, 0), (4, 4)], "the numbers of those in between are left out"
+    sender.tell({"n": 5}, loop.asked.append)
+    loop.turn()
+    assert numbered(sent) == [(0, 0), (4, 4), (5, 5)]
+    loop.turn()
+    assert len(sent.parts) == 3
+
+
+def test_what_is_told_while_the_loop_sends_is_asked_for_anew():
+    loop = Loop()
+
+    class Meanwhile(Sent):
+        def part(self, delivery: Delivery, body: bytes, content_type: str) -> None:
+            super().part(delivery, body, content_type)
+            if len(self.parts) == 1:
+                for n in (1, 2, 3):
+                    sender.tell({"n": n}, loop.asked.append)
+
+    sent = Meanwhile()
+    sender = Parts(opened(), sent, 1 << 20).instances([0])[0].begin()
+    sender.tell({"n": 0}, loop.asked.append)
+    loop.turn()
+    assert numbered(sent) == [(0, 0)]
+    assert len(loop.asked) == 1
+    loop.turn()
+    assert numbered(sent) == [(0, 0), (1, 1), (3, 3)]
+
+
+def test_a_loop_of_the_method_comes_behind_what_its_functions_have_told():
+    sent, loop = Sent(), Loop()
+    sender = Parts(opened(), sent, 1 << 20).instances([0])[0].begin()
+    for n in range(2):
+        sender.tell({"n": n}, loop.asked.append)
+    sender({"n": from_array(np.array(2))})
+    loop.turn()
+    assert numbered(sent) == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_what_would_not_be_sent_is_neither_read_nor_held():
+    sent, loop, open_ = Sent(), Loop(), opened()
+    instance = Parts(open_, sent, 1 << 20).instances([0])[0]
+    early, sender = instance.begin(), instance.begin()
+
+    class Unread:
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            raise AssertionError("it was read")
+
+    early.tell({"n": Unread()}, loop.asked.append)
+    sent.behind = True
+    sender.tell({"n": Unread()}, loop.asked.append)
+    sent.behind = False
+    sender.tell({"n": 1}, loop.asked.append)
+    open_.answered = True
+    sender.tell({"n": Unread()}, loop.asked.append)
+    assert len(loop.asked) == 1
+    loop.turn()
+    assert sent.parts == [], "it was answered while the part was on its way"
+    open_.answered = False
+    sender.tell({"n": 3}, loop.asked.append)
+    sent.behind = True
+    loop.turn()
+    assert sent.parts == [], "the broker fell behind while the part was on its way"
+    sent.behind = False
+    sender.tell({"n": 4}, loop.asked.append)
+    loop.turn()
+    assert numbered(sent) == [(4, 4)]
+
+
+def test_threads_that_tell_at_once_are_all_counted_and_nothing_goes_back():
+    sent = Sent()
+    sender = Parts(opened(), sent, 1 << 20).instances([0])[0].begin()
+    news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def tell() -> None:
+        for _ in range(200):
+            sender.tell({"n": 0}, news.put)
+
+    threads = [threading.Thread(target=tell) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads) or not news.empty():
+        with contextlib.suppress(queue.Empty):
+            news.get(timeout=0.01)()
+    numbers = [it.number for it in sent.parts]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == 799, "the last is always sent"
 
 
 @pytest.mark.parametrize("given", [3, [1], {1: 2}, {"": 1}, {"x": object()}, {"x": {}}])
