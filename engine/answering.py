@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from ..schemas import codec
 from ..schemas.errors import (
     Cancelled,
     DeadlineExceeded,
+    InternalError,
     LimitExceeded,
     RankmqError,
     ReplyUnroutable,
@@ -26,8 +29,9 @@ from .confirms import Outcome
 from .delivery import Delivery
 from .edge_blobs import EdgeBlobs
 from .instances import named_outputs
-from .open_request import OpenRequest
+from .open_request import OpenRequest, contained
 from .references import BLOBS_HEADER
+from .sizes import least_json_bytes, may_be_blob, size_of
 
 __all__ = ["AnswerPorts", "Answering"]
 
@@ -96,20 +100,41 @@ class Answering:
         self._ended = ended
         self._blobs = blobs
 
+    def weigh(self, open_: OpenRequest, result: tuple[np.ndarray[Any, Any], ...]) -> RankmqError | None:
+        """Counts what a result takes of the reply to its request.
+
+        Args:
+            open_: the request.
+            result: what an instance of it was given.
+
+        Returns:
+            The error with which the request fails, whatever else comes: no message can take what it has so far.
+        """
+        refers = self._blobs is not None and open_.reads_blobs
+        inline = [it for it in result if not refers or not may_be_blob(it)]
+        size = least_json_bytes if open_.content_type == codec.JSON else size_of
+        added = contained(open_, lambda: sum(map(size, inline)))
+        if isinstance(added, RankmqError):
+            return added
+        open_.result_bytes += added
+        if open_.result_bytes + _REPLY_OVERHEAD <= self._max_message:
+            return None
+        return self._too_large(open_, f"{open_.result_bytes} bytes" + (" without its large outputs" if refers else ""))
+
     def results(self, open_: OpenRequest) -> None:
         """All instances have their results: the request is answered."""
         if open_.answered:
             return
-        outcomes = [named_outputs(open_.output_names, result) for result in open_.results]
-        failures = {index: it for index, it in enumerate(outcomes) if isinstance(it, RankmqError)}
-        errors = [InstanceError(index=index, error=_info(failure)) for index, failure in failures.items()]
-        if len(errors) == len(outcomes) and len({error.error for error in errors}) == 1:
+        made = contained(open_, lambda: _made(open_, self._clock()))
+        if isinstance(made, RankmqError):
+            self.fail(open_, made)
+            return
+        reply, failures = made
+        if len(failures) == len(reply.outputs) and len({it.error for it in reply.errors}) == 1:
             self.fail(open_, failures[0])
             return
-        outputs = [None if isinstance(it, RankmqError) else it for it in outcomes]
-        reply = Reply(id=open_.id, outputs=outputs, errors=errors, stats=open_.stats(self._clock()))
-        may_pass = any(isinstance(it, _MAY_PASS) for it in failures.values())
-        first = next(iter(failures.values()), None)
+        may_pass = any(isinstance(it, _MAY_PASS) for it in failures)
+        first = next(iter(failures), None)
         if self._blobs is not None and self._blobs.gives(open_, reply):
             self._by_reference(open_, reply, first, {}, may_pass=may_pass)
         else:
@@ -133,21 +158,22 @@ class Answering:
             may_pass: whether it would be another answer next time.
             trouble: why it is not answered by reference.
         """
-        try:
-            body = codec.encode_reply(reply, open_.content_type)
-        except RankmqError as error:
-            self.fail(open_, StageFailed(f"the reply cannot be sent: {error.message}"))
-            return
-        if len(body) + _REPLY_OVERHEAD > self._max_message:
-            helps = ["send fewer instances at once"] if len(reply.outputs) > 1 else []
-            if self._blobs is None:
-                helps.append("have the engine use a blob store (blob_store), past which large outputs go")
-            elif not open_.reads_blobs:
-                helps.append(f"send the header {BLOBS_HEADER} to have large outputs by reference")
-            text = f"the reply has {len(body)} bytes: the broker takes {self._max_message}"
-            self.fail(open_, trouble or LimitExceeded("; ".join([text, ", or ".join(helps)] if helps else [text])))
-            return
-        self._answer(open_, body, first, may_pass=may_pass)
+        body = _encoded(open_, reply)
+        if isinstance(body, RankmqError):
+            self.fail(open_, body)
+        elif len(body) + _REPLY_OVERHEAD > self._max_message:
+            self.fail(open_, trouble or self._too_large(open_, f"{len(body)} bytes"))
+        else:
+            self._answer(open_, body, first, may_pass=may_pass)
+
+    def _too_large(self, open_: OpenRequest, what: str) -> LimitExceeded:
+        helps = ["send fewer instances at once"] if len(open_.results) > 1 else []
+        if self._blobs is None:
+            helps.append("have the engine use a blob store (blob_store), past which large outputs go")
+        elif not open_.reads_blobs:
+            helps.append(f"send the header {BLOBS_HEADER} to have large outputs by reference")
+        text = f"the reply has {what}: the broker takes {self._max_message}"
+        return LimitExceeded("; ".join([text, ", or ".join(helps)] if helps else [text]))
 
     def _by_reference(
         self,
@@ -199,12 +225,14 @@ class Answering:
         *,
         may_pass: bool,
     ) -> None:
-        try:
-            bodies = {route: codec.encode_reply(reply, open_.content_type) for route, reply in given.items()}
-        except RankmqError as error:
-            self._take_back(given.values())
-            self.fail(open_, StageFailed(f"the reply cannot be sent: {error.message}"))
-            return
+        bodies: dict[tuple[str, str], bytes] = {}
+        for route, reply in given.items():
+            body = _encoded(open_, reply)
+            if isinstance(body, RankmqError):
+                self._take_back(given.values())
+                self.fail(open_, body)
+                return
+            bodies[route] = body
         size = max(map(len, bodies.values()), default=0)
         if size + _REPLY_OVERHEAD > self._max_message:
             self._take_back(given.values())
@@ -219,6 +247,7 @@ class Answering:
         if open_.answered:
             return
         open_.error = error.kept()
+        open_.results = []
         log.info("request failed: %s: %s", error.code, error.message, extra={"request": open_.id})
         reply = Reply(id=open_.id, error=_info(error), stats=open_.stats(self._clock()))
         body = codec.encode_reply(reply, open_.content_type)
@@ -328,6 +357,22 @@ class Answering:
         self._ports.ack(open_.delivery)
         if self._blobs is not None and not dead:  # a dead letter may be sent again
             self._blobs.answered(open_)
+
+
+def _made(open_: OpenRequest, now: float) -> tuple[Reply, list[RankmqError]]:
+    """The reply of all that a request has come to, and the errors in it."""
+    outcomes = [named_outputs(open_.output_names, result) for result in open_.results]
+    failures = {index: it for index, it in enumerate(outcomes) if isinstance(it, RankmqError)}
+    errors = [InstanceError(index=index, error=_info(failure)) for index, failure in failures.items()]
+    outputs = [None if isinstance(it, RankmqError) else it for it in outcomes]
+    return Reply(id=open_.id, outputs=outputs, errors=errors, stats=open_.stats(now)), list(failures.values())
+
+
+def _encoded(open_: OpenRequest, reply: Reply) -> bytes | RankmqError:
+    body = contained(open_, lambda: codec.encode_reply(reply, open_.content_type))
+    if isinstance(body, RankmqError) and not isinstance(body, InternalError):
+        return StageFailed(f"the reply cannot be sent: {body.message}")
+    return body
 
 
 def _info(error: RankmqError) -> ErrorInfo:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import structs
@@ -16,7 +17,7 @@ from ..schemas.messages import Reply
 from ..schemas.plain import tensor_from_json
 from ..schemas.tensors import Tensor, blob_of
 from .blobs import BlobStore
-from .open_request import OpenRequest
+from .open_request import OpenRequest, contained
 from .references import chosen, inputs_of, names_of, outputs_of, refers
 from .room import Room
 
@@ -105,10 +106,9 @@ class EdgeBlobs:
         large = [place for index, place in enumerate(places) if index in indexes]
 
         def write() -> Reply | RankmqError:
-            try:
-                written = self._store.put_all([tensor for _, _, tensor in large])
-            except RankmqError as error:
-                return error
+            written = contained(open_, lambda: self._store.put_all([tensor for _, _, tensor in large]))
+            if isinstance(written, RankmqError):
+                return written
             outputs = [None if row is None else dict(row) for row in reply.outputs]
             for (row, name, _), tensor in zip(large, written, strict=True):
                 (outputs[row] or {})[name] = tensor
@@ -146,11 +146,14 @@ def _fetched(store: BlobStore, instances: Sequence[Mapping[str, Any]], open_: Op
     read: dict[Any, Tensor] = {}
     out: Fetched = []
     for instance in instances:
-        try:
-            out.append({name: _read(store, read, name, value, open_) for name, value in instance.items()})
-        except RankmqError as error:
-            out.append(error)
+        out.append(contained(open_, partial(_read_all, store, read, instance, open_)))
     return out
+
+
+def _read_all(
+    store: BlobStore, read: dict[Any, Tensor], instance: Mapping[str, Any], open_: OpenRequest
+) -> Mapping[str, Any]:
+    return {name: _read(store, read, name, value, open_) for name, value in instance.items()}
 
 
 def _read(store: BlobStore, read: dict[Any, Tensor], name: str, value: Any, open_: OpenRequest) -> Any:

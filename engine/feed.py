@@ -174,7 +174,10 @@ class Feed:
             return False
         self._alone = alone
         batch = self._that_fits(batch)
-        if not self._issue(conveyor, Flight(batch, 0, batch.rows, self._turns(batch))):
+        error = self._sender.refusal(least_bytes(self.plans[batch.subgraph][0], batch.rows))
+        if error is not None:
+            self.part(batch, error)  # without putting together first what is too large anyway
+        elif not self._issue(conveyor, Flight(batch, 0, batch.rows, self._turns(batch))):
             self._held = batch
             return False
         return True

@@ -16,6 +16,7 @@ from ..schemas.errors import InternalError, RankmqError, StageFailed
 from ..schemas.tensors import dtype_name, from_array
 from .caller import Caller, GivenUp
 from .servable import FunctionStage, Pipeline, outputs_of, use_caller
+from .sizes import check_row
 from .ticket import RowResult
 
 __all__ = ["FunctionCaller", "FunctionRun", "run_function", "run_pipeline"]
@@ -43,6 +44,7 @@ class FunctionRun:
         rows: per row the function's inputs.
         caller: the way back into the engine.
         over: why nobody wants the results any more; None while somebody does. May be asked on any thread.
+        most: bytes that a row may be given, else it fails with `LimitExceeded`; None: any number.
         clock: seconds, monotonic.
     """
 
@@ -52,12 +54,14 @@ class FunctionRun:
         rows: Sequence[tuple[Any, ...]],
         caller: FunctionCaller,
         over: Callable[[], RankmqError | None] = lambda: None,
+        most: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stage = stage
         self._rows = rows
         self._caller = caller
         self._over = over
+        self._most = most
         self._clock = clock
         self._results: list[RowResult] = []
 
@@ -74,26 +78,30 @@ class FunctionRun:
             if over is not None:
                 results += [over] * (len(rows) - place)
             elif stage.batch_size is None:
-                work = partial(_run_row, stage, rows[place])
+                work = partial(_run_row, stage, rows[place], self._most)
                 results.append(_guarded(f"stage {stage.name}", work, self._caller.of(place)))
             else:
                 batch = rows[place : place + (stage.batch_size or len(rows))]
-                results += _run_batch(stage, batch, self._caller.of_several())
+                results += _run_batch(stage, batch, self._caller.of_several(), self._most)
             if self._clock() >= until and len(results) < len(rows):
                 return None
         return results
 
 
-def run_function(stage: FunctionStage, rows: Sequence[tuple[Any, ...]], caller: FunctionCaller) -> list[RowResult]:
+def run_function(
+    stage: FunctionStage, rows: Sequence[tuple[Any, ...]], caller: FunctionCaller, most: int | None = None
+) -> list[RowResult]:
     """Runs a function stage over rows in one piece; see `FunctionRun`."""
-    return FunctionRun(stage, rows, caller).run() or []
+    return FunctionRun(stage, rows, caller, most=most).run() or []
 
 
-def _run_row(stage: FunctionStage, row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return _outputs(stage.function(*row), stage.outputs_count, f"stage {stage.name}")
+def _run_row(stage: FunctionStage, row: tuple[Any, ...], most: int | None) -> tuple[Any, ...]:
+    return _outputs(stage.function(*row), stage.outputs_count, f"stage {stage.name}", most)
 
 
-def _run_batch(stage: FunctionStage, rows: Sequence[tuple[Any, ...]], caller: Caller) -> list[RowResult]:
+def _run_batch(
+    stage: FunctionStage, rows: Sequence[tuple[Any, ...]], caller: Caller, most: int | None
+) -> list[RowResult]:
     what = f"stage {stage.name}"
 
     def work() -> list[Any]:
@@ -106,28 +114,40 @@ def _run_batch(stage: FunctionStage, rows: Sequence[tuple[Any, ...]], caller: Ca
     returned = _guarded(what, work, caller)
     if isinstance(returned, RankmqError):
         return [returned] * len(rows)
-    return [_guarded(what, partial(_outputs, value, stage.outputs_count, what), caller) for value in returned]
+    return [_guarded(what, partial(_outputs, value, stage.outputs_count, what, most), caller) for value in returned]
 
 
-def run_pipeline(pipeline: Pipeline, row: tuple[Any, ...], caller: Caller) -> RowResult:
-    """Runs a pipeline function on one instance; an error of a call that it did not catch is its own error."""
+def run_pipeline(pipeline: Pipeline, row: tuple[Any, ...], caller: Caller, most: int | None = None) -> RowResult:
+    """Runs a pipeline function on one instance; an error of a call that it did not catch is its own error.
+
+    Args:
+        pipeline: the pipeline.
+        row: its inputs.
+        caller: the way back into the engine.
+        most: bytes that it may return, else it fails with `LimitExceeded`; None: any number.
+    """
     what = f"pipeline {pipeline.name}"
-    return _guarded(what, lambda: _outputs(pipeline.function(*row), len(pipeline.output_names), what), caller)
+    return _guarded(what, lambda: _outputs(pipeline.function(*row), len(pipeline.output_names), what, most), caller)
 
 
-def _outputs(value: Any, count: int, what: str) -> tuple[Any, ...]:
-    return tuple(_array(output, what) for output in outputs_of(value, count, what))
+def _outputs(value: Any, count: int, what: str, most: int | None) -> tuple[Any, ...]:
+    values = outputs_of(value, count, what)
+    arrays = tuple(map(np.asarray, values))
+    # Also of what goes no further than to the next function: one bound for all is easy to know, and what is larger
+    # would meet the end of our memory before long.
+    check_row(arrays, most, f"{what} returned")
+    for given, array in zip(values, arrays, strict=True):
+        _check_dtype(array, f"{what} returned {type(given).__name__}")
+    return arrays
 
 
-def _array(value: Any, what: str) -> np.ndarray[Any, Any]:
-    array = np.asarray(value)
+def _check_dtype(array: np.ndarray[Any, Any], what: str) -> None:
     try:
         dtype_name(array.dtype)
         if array.dtype == object:
             from_array(array)  # which looks at what is in it
     except RankmqError as error:
-        raise StageFailed(f"{what} returned {type(value).__name__}: {error.message}") from error
-    return array
+        raise StageFailed(f"{what}: {error.message}") from error
 
 
 def _guarded(what: str, work: Callable[[], _T], caller: Caller) -> _T | RankmqError:

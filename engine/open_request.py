@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ..schemas import codec
-from ..schemas.errors import RankmqError, Undecodable
+from ..schemas.errors import InternalError, RankmqError, Undecodable
 from ..schemas.messages import Stats
 from .answers import check_of
 from .dead_headers import deaths_of, text_of
@@ -18,12 +20,15 @@ from .run_ports import RunContext
 from .ticket import RowResult
 from .topology import held_exchange
 
-__all__ = ["HELD_HEADER", "OpenRequest"]
+__all__ = ["HELD_HEADER", "OpenRequest", "contained"]
+
+log = logging.getLogger(__name__)
 
 HELD_HEADER = "rankmq-held"
 """On the copy of a request that runs for long: which copy it is."""
 
 _KEPT = held_exchange("")
+_T = TypeVar("_T")
 
 
 @dataclass(eq=False, slots=True)
@@ -46,6 +51,7 @@ class OpenRequest:
         context: what its runs share, once it was understood.
         results: per instance.
         left: instances without a result.
+        result_bytes: what the results that are there take of a reply, at least.
         answered: its one outcome is on its way; whatever comes later is dropped.
         ended: it has its outcome, or the broker has it back.
         error: what it failed with as a whole.
@@ -69,6 +75,7 @@ class OpenRequest:
     results: list[RowResult | None] = field(default_factory=list)
     output_names: tuple[str, ...] = ()
     left: int = 0
+    result_bytes: int = 0
     answered: bool = False
     ended: bool = False
     error: RankmqError | None = None
@@ -169,3 +176,24 @@ class OpenRequest:
             ranks_ms=round(tally.seconds * 1e3, 3) if tally else 0.0,
             steps=tally.calls if tally else 0,
         )
+
+
+def contained(open_: OpenRequest, work: Callable[[], _T]) -> _T | RankmqError:
+    """Does something for one request alone; what it raises is an error of that request, and ends nothing else.
+
+    Only for what leaves nothing half done that others rely on: elsewhere the session is to end.
+
+    Args:
+        open_: the request.
+        work: raises what is wrong with the request, or anything at all, as where memory is short.
+
+    Returns:
+        What it gave, or the error that it met; `InternalError` for one that nobody expects.
+    """
+    try:
+        return work()
+    except RankmqError as error:
+        return error
+    except Exception as error:
+        log.exception("a defect: the request fails", extra={"request": open_.id})
+        return InternalError(f"the engine met {type(error).__name__} over this request: its log says more")

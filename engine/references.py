@@ -16,6 +16,7 @@ from ..schemas.tensors import Tensor, blob_of, nbytes
 
 __all__ = [
     "BLOBS_HEADER",
+    "LEAST_BYTES",
     "chosen",
     "inputs_of",
     "names_in",
@@ -31,7 +32,8 @@ __all__ = [
 BLOBS_HEADER = "rankmq-blobs"
 """On a request: its producer reads and writes the blob store."""
 
-_LEAST_BYTES = 4096
+LEAST_BYTES = 4096
+"""What is smaller is not worth an object of its own."""
 _NAME = re.compile(BLOB_NAME)
 _NAME_IN_BODY = re.compile(BLOB_NAME.strip("^$").encode())
 _DATE = "%Y%m%dT%H%M%SZ"
@@ -118,10 +120,10 @@ def chosen(tensors: Sequence[Tensor], each: int, together: int) -> set[int]:
         Their indexes. Text is not among them, nor what is small: there may be more left than there is room for.
     """
     sizes = [it.data.nbytes if isinstance(it.data, memoryview) else 0 for it in tensors]
-    out = {index for index, size in enumerate(sizes) if size > max(each, _LEAST_BYTES)}
+    out = {index for index, size in enumerate(sizes) if size > max(each, LEAST_BYTES)}
     left = sum(nbytes(it) for index, it in enumerate(tensors) if index not in out)
     for index in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
-        if left <= together or sizes[index] < _LEAST_BYTES:
+        if left <= together or sizes[index] < LEAST_BYTES:
             break
         if index not in out:
             out.add(index)

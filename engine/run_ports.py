@@ -54,6 +54,7 @@ class RunContext:
         alone: its calls share no step with others': ranks were lost under it more than once.
         processes: for functions of methods; None: they run on threads.
         most_collected: bytes that a loop may collect for a row; None: any number.
+    most_given: bytes that the servable's Python may give for a row, as a result or to a call; None: any number.
         parts: per row that runs, where parts of its answer go; none where nobody asked for them.
     """
 
@@ -69,6 +70,7 @@ class RunContext:
     alone: bool = False
     processes: StageProcesses | None = None
     most_collected: int | None = None
+    most_given: int | None = None
     parts: tuple[PartSender, ...] = ()
 
 

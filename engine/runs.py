@@ -113,11 +113,12 @@ class MethodRun:
                 own = replace(own, parts=tuple(own.parts[row] for row in rows))
             caller, processes = ThreadCaller(self._ports, own, in_pool=True), own.processes
             if processes is None:
-                self._in_pieces(FunctionRun(function, arguments, caller, over=lambda: self._context.life.over), done)
+                over, most = lambda: self._context.life.over, own.most_given
+                self._in_pieces(FunctionRun(function, arguments, caller, over, most), done)
             else:
                 address = StageAddress(own.servable.name, own.servable.version, self._method.name, number)
                 alone = 1 < attempt == own.max_attempts
-                run = partial(processes.run, address, function, arguments, caller, alone=alone)
+                run = partial(processes.run, address, function, arguments, caller, alone=alone, most=own.most_given)
                 self._in_process(run, done)
 
     def _in_pieces(self, run: FunctionRun, done: Done) -> None:

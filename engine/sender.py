@@ -42,6 +42,17 @@ class StepSender:
         """How many bytes of inputs a step may have for one rank."""
         return self._max_message if self._plane is None else max(self._max_message, self._plane.size)
 
+    def refusal(self, least: int) -> LimitExceeded | None:
+        """Why a row cannot be sent however it is put together; None where it may be.
+
+        Args:
+            least: how many bytes a rank would be sent for it, at least.
+        """
+        return self._too_large(least) if least > self.most_bytes and self._blobs is None else None
+
+    def _too_large(self, nbytes: int) -> LimitExceeded:
+        return LimitExceeded(f"a row of {nbytes} bytes: the broker takes {self._max_message}")
+
     def began(self) -> None:
         """An epoch began."""
         self._plane = self._ports.plane()
@@ -101,7 +112,7 @@ class StepSender:
         largest = largest_bytes(scattered)
         if largest + _TASK_OVERHEAD > self._max_message:
             self.finished(flight)
-            raise trouble or LimitExceeded(f"a row of {largest} bytes: the broker takes {self._max_message}")
+            raise trouble or self._too_large(largest)
         step = conveyor.issue(flight, now)
         tag = RANK_ALL if conveyor.stages == 1 else stage_tag(flight.stage)
         for to, task in tasks_of(flight, plan, scattered, group=self._group, epoch=conveyor.epoch, step=step, tag=tag):

@@ -30,7 +30,7 @@ from .deadline import Deadlines, run_seconds, seconds_left
 from .delivery import Delivery
 from .driver import GroupDriver
 from .edge_blobs import EdgeBlobs
-from .open_request import OpenRequest
+from .open_request import OpenRequest, contained
 from .routes import dropped, lane_of
 from .servable import Method, Pipeline, Servable
 from .service_ports import ServicePorts
@@ -60,6 +60,7 @@ class Service:
         max_deliveries: how often the broker may deliver it.
         max_in_flight: how many requests run at once; those that were taken beyond them wait.
         max_message: largest message that the broker takes, in bytes.
+        plane_bytes: how much memory is shared with the ranks of a group, at most.
         answers: the memory of what was answered.
         blobs: for inputs and outputs by reference; None where there is no blob store.
         processes: for functions of methods; None: they run on threads.
@@ -78,6 +79,7 @@ class Service:
         max_deliveries: int,
         max_in_flight: int,
         max_message: int,
+        plane_bytes: int = 0,
         answers: Answers,
         blobs: EdgeBlobs | None = None,
         processes: StageProcesses | None = None,
@@ -103,6 +105,8 @@ class Service:
             limits=limits,
             max_attempts=max_attempts,
             max_message=max_message,
+            # Where an input is divided, each rank gets its own part in a message of its own.
+            most_step=max(plane_bytes, max_message * max((it.rank_size for it in catalog), default=0)),
             blobs=blobs,
             processes=processes,
         )
@@ -143,7 +147,7 @@ class Service:
             if unreadable is not None:
                 raise unreadable
             self._check_way(open_)
-            request = codec.decode_request(delivery.body, open_.content_type, self._limits)
+            request = _decoded(open_, self._limits)
             lane = lane_of(delivery, request.servable)
             servable, entry = self._catalog.resolve(request.servable, request.version, request.method)
         except RankmqError as error:
@@ -248,6 +252,12 @@ class Service:
     def _settle(self, open_: OpenRequest, index: int, result: RowResult) -> None:
         if open_.answered:
             return
+        error = None if isinstance(result, RankmqError) else self._answering.weigh(open_, result)
+        if error is not None:
+            self._answering.fail(open_, error)
+            # Later, for we may be in the midst of a step of which other rows are this request's as well.
+            self._ports.on_loop(partial(open_.life.end, error))
+            return
         open_.results[index] = result.kept() if isinstance(result, RankmqError) else result
         open_.left -= 1
         if open_.left == 0 and open_ in self._open:
@@ -344,6 +354,13 @@ class Service:
     def close(self, error: RankmqError) -> None:
         """Ends the waits of all threads that run a servable's Python for it; to be called from any thread, once."""
         self._waits.close(error)
+
+
+def _decoded(open_: OpenRequest, limits: Limits) -> Request:
+    request = contained(open_, lambda: codec.decode_request(open_.delivery.body, open_.content_type, limits))
+    if isinstance(request, RankmqError):
+        raise request
+    return request
 
 
 def _check_same(open_: OpenRequest, check: int) -> None:

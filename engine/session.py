@@ -135,6 +135,7 @@ class Session(FrontOwner):
             max_deliveries=settings.max_deliveries,
             max_in_flight=settings.max_in_flight,
             max_message=connection.max_message,
+            plane_bytes=settings.plane_bytes,
             answers=answers,
             blobs=self._edge_blobs(connection.max_message),
             processes=self._pools.processes,

@@ -94,7 +94,7 @@ class StageProcess:
         return not self._killed and not has_ended and self._process.is_alive()
 
     def run(
-        self, address: StageAddress, rows: Sequence[tuple[Any, ...]], seconds: float
+        self, address: StageAddress, rows: Sequence[tuple[Any, ...]], seconds: float, most: int | None = None
     ) -> list[Sent] | Unsendable | None:
         """Runs a stage's function over rows there.
 
@@ -102,6 +102,7 @@ class StageProcess:
             address: where it finds the stage.
             rows: per row the function's inputs.
             seconds: how long to wait at most.
+            most: bytes that a row may be given; None: any number.
 
         Returns:
             What the rows gave; None if the function looked for the engine.
@@ -112,7 +113,7 @@ class StageProcess:
         """
         until = time.monotonic() + seconds
         try:
-            packed = ForkingPickler.dumps((address, rows))
+            packed = ForkingPickler.dumps((address, rows, most))
         except Exception as error:  # noqa: BLE001  # of foreign objects
             return Unsendable(f"{type(error).__name__}: {error}")
         try:
@@ -214,15 +215,15 @@ def _load(given: Given) -> dict[StageAddress, FunctionStage]:
 
 def _answer(stages: Mapping[StageAddress, FunctionStage], packed: bytes) -> memoryview:
     try:
-        address, rows = ForkingPickler.loads(packed)
-        return ForkingPickler.dumps(_run(stages[address], rows))
+        address, rows, most = ForkingPickler.loads(packed)
+        return ForkingPickler.dumps(_run(stages[address], rows, most))
     except Exception as error:  # noqa: BLE001  # of foreign objects
         return ForkingPickler.dumps(Unsendable(f"{type(error).__name__}: {error}"))
 
 
-def _run(stage: FunctionStage, rows: Sequence[tuple[Any, ...]]) -> list[Sent] | None:
+def _run(stage: FunctionStage, rows: Sequence[tuple[Any, ...]], most: int | None) -> list[Sent] | None:
     caller = _Elsewhere()
-    results = run_function(stage, rows, caller)
+    results = run_function(stage, rows, caller, most)
     if caller.looked_for:
         return None
     return [(None, it.code, it.message) if isinstance(it, RankmqError) else it for it in results]

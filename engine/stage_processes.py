@@ -58,6 +58,7 @@ class StageProcesses:
         call: StageCall | None = None,
         *,
         alone: bool = False,
+        most: int | None = None,
     ) -> list[RowResult]:
         """Runs a function stage over rows; blocks until it is done, or given up. See `run_function`.
 
@@ -68,15 +69,16 @@ class StageProcesses:
             caller: the way back into the engine, for a function that needs it.
             call: by which it can be given up, and ended.
             alone: each row is run by itself: one of them may be what ends processes.
+            most: bytes that a row may be given; None: any number.
         """
         if address in self._here:
-            return run_function(stage, rows, caller)
+            return run_function(stage, rows, caller, most)
         call = call or StageCall()
         size = stage.batch_size if stage.batch_size is not None else -(-len(rows) // self.count)
         size = 1 if alone else size or len(rows)
         pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
         try:
-            futures = [self._threads.submit(self._run, address, stage, piece, call) for piece in pieces]
+            futures = [self._threads.submit(self._run, address, stage, piece, call, most) for piece in pieces]
         except RuntimeError:  # closed
             return [_gone(stage)] * len(rows)
         call.waits_for(futures)
@@ -90,12 +92,17 @@ class StageProcesses:
                 log.info("stage %s turns to the engine while it runs: it stays on threads", stage.name)
                 call.give_up()
                 self._here.add(address)
-                return run_function(stage, rows, caller)
+                return run_function(stage, rows, caller, most)
             results += found
         return results
 
     def _run(
-        self, address: StageAddress, stage: FunctionStage, rows: Sequence[tuple[Any, ...]], call: StageCall
+        self,
+        address: StageAddress,
+        stage: FunctionStage,
+        rows: Sequence[tuple[Any, ...]],
+        call: StageCall,
+        most: int | None,
     ) -> list[RowResult] | None:
         """One piece, in a process that is at nothing else; None: the function looked for the engine."""
         process = None if call.is_given_up else self._take()
@@ -104,7 +111,7 @@ class StageProcesses:
         error: RowResult
         try:
             with call.at(process):
-                sent = process.run(address, rows, _LONGEST_SECONDS)
+                sent = process.run(address, rows, _LONGEST_SECONDS, most)
         except EOFError:
             if call.is_ended:
                 log.warning("stage %s went on when its request was over: its process is replaced", stage.name)

@@ -16,7 +16,7 @@ from .calls import Calls
 from .edge_blobs import EdgeBlobs, Fetched, look_up
 from .functions import run_pipeline
 from .instances import arguments_of
-from .open_request import OpenRequest
+from .open_request import OpenRequest, contained
 from .parts import InstanceParts, Parts
 from .run_ports import RunContext
 from .runs import MethodRun
@@ -42,6 +42,7 @@ class Starting:
         limits: the bounds on a request.
         max_attempts: how often a request is tried.
         max_message: largest message that the broker takes, in bytes.
+        most_step: bytes that a row may bring the ranks of any group, all of them together.
         blobs: for inputs by reference; None where there is no blob store.
         processes: for functions of methods; None: they run on threads.
     """
@@ -56,6 +57,7 @@ class Starting:
         limits: Limits,
         max_attempts: int,
         max_message: int,
+        most_step: int,
         blobs: EdgeBlobs | None,
         processes: StageProcesses | None,
     ) -> None:
@@ -69,6 +71,7 @@ class Starting:
         self._blobs = blobs
         # More could not be answered with as it is, and is in the memory of all until a row is done.
         self._most_collected = max(max_message, 0 if blobs is None else blobs.most_bytes)
+        self._most_given = max(self._most_collected, most_step)
         self._processes = processes
 
     def start(
@@ -102,6 +105,7 @@ class Starting:
             max_attempts=self._max_attempts,
             processes=self._processes,
             most_collected=self._most_collected,
+            most_given=self._most_given,
         )
         open_.output_names = entry.output_names
         open_.results = [None] * len(request.instances)
@@ -109,12 +113,15 @@ class Starting:
         rows: list[tuple[int, tuple[Any, ...]]] = []
         refused: list[tuple[int, RankmqError]] = []
         for index, instance in enumerate(instances):
-            try:
-                if isinstance(instance, RankmqError):
-                    raise instance
-                rows.append((index, arguments_of(instance, entry.input_names, self._limits)))
-            except RankmqError as error:
-                refused.append((index, error))
+            row: tuple[Any, ...] | RankmqError
+            if isinstance(instance, RankmqError):
+                row = instance
+            else:
+                row = contained(open_, partial(arguments_of, instance, entry.input_names, self._limits))
+            if isinstance(row, RankmqError):
+                refused.append((index, row))
+            else:
+                rows.append((index, row))
         for index, refusal in refused:
             self._settle(open_, index, refusal)
         parts: dict[int, InstanceParts] = {}
@@ -166,7 +173,9 @@ class Starting:
         else:
             caller = ThreadCaller(self._calls, own)
             kind = f"{own.servable.name}.{entry.name}"
-            self._ports.in_pipeline_pool(kind, lambda: own.life.over or run_pipeline(entry, row, caller), ran)
+            self._ports.in_pipeline_pool(
+                kind, lambda: own.life.over or run_pipeline(entry, row, caller, own.most_given), ran
+            )
 
     def _settler(self, open_: OpenRequest, places: Sequence[int]) -> Done:
         def done(results: list[RowResult]) -> None:

@@ -10,6 +10,7 @@ from .batch import Row
 from .conveyor import Flight
 from .plan import SubgraphPlan
 from .scatter import Scattered
+from .sizes import size_of
 from .topology import rank_tag
 
 __all__ = ["largest_bytes", "least_bytes", "tasks_of"]
@@ -64,7 +65,7 @@ def least_bytes(plan: SubgraphPlan, rows: Sequence[Row]) -> int:
     total = 0
     for one in plan.inputs:
         if one.batched or not plan.stacked:
-            size = sum(row[one.index].nbytes for row in rows)
+            size = sum(size_of(row[one.index]) for row in rows)
             total += size if one.axis is None else size // len(plan.ranks)
     return total
 

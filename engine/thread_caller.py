@@ -12,6 +12,7 @@ from ..schemas.errors import InternalError, RankmqError, StageFailed
 from .caller import GivenUp
 from .run_ports import RunContext, RunPorts
 from .servable import RepeatStage
+from .sizes import check_row
 from .ticket import Done
 
 __all__ = ["ThreadCaller"]
@@ -65,7 +66,7 @@ class ThreadCaller:
 
     def call_method(self, servable: str, version: int, method: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Runs a method on one instance; raises what it met."""
-        row = tuple(np.asarray(value) for value in args)
+        row = self._row(args)
 
         def start(done: Done, help_out: Callable[[Callable[[], None]], None]) -> None:
             ports = _OwnThread(self._ports, help_out) if self._in_pool else self._ports
@@ -75,8 +76,13 @@ class ThreadCaller:
 
     def call_subgraph(self, subgraph: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Runs a subgraph on one instance; raises what it met."""
-        row = tuple(np.asarray(value) for value in args)
+        row = self._row(args)
         return self._wait(lambda done, _: self._ports.call_subgraph(self._context, subgraph, [row], done))
+
+    def _row(self, args: tuple[Any, ...]) -> tuple[np.ndarray[Any, Any], ...]:
+        row = tuple(np.asarray(value) for value in args)
+        check_row(row, self._context.most_given, "a call is given")
+        return row
 
     def _wait(self, start: Callable[[Done, Callable[[Callable[[], None]], None]], None]) -> tuple[Any, ...]:
         over = self._context.life.over or self._context.waits.closed

@@ -26,6 +26,21 @@ def grow(y, times):
 def minus(x, times):
     y = register.call_servable(x, subgraph=0)
     return register.add_stage(grow, y, times, outputs_count=1)
+
+def wide(n):
+    return np.broadcast_to(np.float32(1), (int(n),))
+
+@register.register_method(output_names=["y"])
+def wide_out(n):
+    return register.add_stage(wide, n, outputs_count=1)
+
+@register.register_method(output_names=["y"])
+def wide_in(n):
+    return register.call_servable(register.add_stage(wide, n, outputs_count=1), subgraph=0)
+
+@register.register_pipeline(output_names=["y"])
+def wide_pipeline(n):
+    return wide(n)
 """
 )
 
@@ -75,7 +90,9 @@ def test_what_is_too_large_fails_alone(system: System) -> None:
             with pytest.raises(LimitExceeded, match=f"the broker takes {LIMIT}"):
                 client.infer(row(LIMIT, 1))
             check(beside.result(30), 10, 3)
-            with pytest.raises((LimitExceeded, InstancesFailed), match=f"the broker takes {LIMIT}"):
+            with pytest.raises(
+                (LimitExceeded, InstancesFailed), match=f"the broker takes {LIMIT}|more than {2 * LIMIT}:"
+            ):
                 client.infer(row(1000, 1000))
             check(client.infer(row(1000, 10)), 1000, 10)
     over.set()
@@ -83,3 +100,19 @@ def test_what_is_too_large_fails_alone(system: System) -> None:
         thread.join(30)
     assert not wrong
     assert system.log.count("larger than configured max size") <= 2  # one connection over a reply, if not over a task
+
+
+@pytest.mark.parametrize("method", ["wide_out", "wide_in", "wide_pipeline"])
+@pytest.mark.parametrize("n", [1 << 40, 1 << 31], ids=["4 TB", "8 GB"])
+def test_what_no_memory_holds_fails_alone(system: System, method: str, n: int) -> None:
+    """An array that was broadcast takes no memory, until it is written out."""
+    epoch = system.group("small").epoch
+    with system.client("small", "minus") as client, system.client("small", method) as wide:
+        beside = client.infer_async(row(10, 3))
+        with pytest.raises(LimitExceeded, match=f"{4 * n} bytes for a row, and no reply or step can carry more than"):
+            wide.infer({"n": np.array(n)})
+        check(beside.result(30), 10, 3)
+        check(client.infer(row(100, 2)), 100, 2)
+        np.testing.assert_array_equal(np.abs(wide.infer({"n": np.array(3)})[0]["y"]), [1, 1, 1])
+    assert system.group("small").epoch == epoch
+    assert "a defect" not in system.log

@@ -34,7 +34,7 @@ class Processes:
         self.killed = 0
         self.meanwhile = lambda: None
 
-    def run(self, address, stage, rows, caller, call, *, alone):
+    def run(self, address, stage, rows, caller, call, *, alone, most):
         self.alone.append((alone, len(rows)))
         with call.at(self):
             self.meanwhile()

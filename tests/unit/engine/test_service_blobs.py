@@ -267,6 +267,25 @@ def test_a_store_that_cannot_be_written_is_done_without_where_it_can_be(store, m
     assert store.names == set()
 
 
+def test_memory_is_short_while_blobs_are_read_or_written(store, monkeypatch):
+    """The request does not wait for ever for what a thread has not brought about."""
+
+    def short(*_):
+        raise MemoryError
+
+    tensor = store.refer(LARGE)
+    monkeypatch.setattr(BlobStore, "get", short)
+    fate = store.ask("double_it", {"x": tensor})
+    store.edge.run()
+    assert error_of(fate)[0] == "internal"
+
+    monkeypatch.setattr(BlobStore, "put_all", short)
+    fate = store.ask("double_it", {"x": from_array(LARGE)}, headers=SPEAKS)
+    store.edge.run()
+    np.testing.assert_array_equal(outputs_of(fate)[0]["y"], LARGE * 2)
+    only(store.edge)
+
+
 # ------------------------------------------------------------------------------------------------- the life of a blob
 
 

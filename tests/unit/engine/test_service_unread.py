@@ -80,10 +80,13 @@ def test_nobody_is_asked_for_a_reply_without_blobs(store):
     assert store.edge.asked == []
 
 
-def test_a_reply_that_is_too_large_without_its_large_outputs_leaves_nothing(store):
-    rows = [{"a": from_array(LARGE), "b": "x" * 40_000}] * 30
+@pytest.mark.parametrize(("letters", "is_written"), [(40_000, False), (34_810, True)])
+def test_a_reply_that_is_too_large_without_its_large_outputs_leaves_nothing(store, letters, is_written):
+    """It is known by the text, or else when all that is around it has been added."""
+    rows = [{"a": from_array(LARGE), "b": "x" * letters}] * 30
     fate = store.ask("same", *rows, headers=SPEAKS)
     store.edge.run()
     assert error_of(fate)[0] == "limit_exceeded"
-    assert store.names
+    assert "bytes without its large outputs: the broker takes 1048576" in error_of(fate)[1]
+    assert bool(store.names) is is_written
     assert set(store.discarded) == store.names
