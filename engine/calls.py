@@ -106,6 +106,7 @@ class Calls(RunPorts):
                 alone=context.alone,
                 loop=loop,
                 turns=turns,
+                came=context.came,
             )
 
         def given(session: Session | None) -> None:

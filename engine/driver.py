@@ -43,7 +43,7 @@ from .sender import StepSender
 from .servable import Servable
 from .slots import Session, Slots
 from .stages import ranks_of_tag
-from .ticket import Done, RowResult, Ticket
+from .ticket import Came, Done, RowResult, Ticket
 from .topology import DEFAULT_LANE
 from .waiting_line import WaitingLine
 
@@ -115,6 +115,7 @@ class GroupDriver:
         alone: bool = False,
         loop: Loop | None = None,
         turns: Sequence[int] = (),
+        came: Came | None = None,
     ) -> None:
         """Runs a subgraph over rows; `done` gets one result or error per row, in order.
 
@@ -130,6 +131,7 @@ class GroupDriver:
             alone: the rows share no step with others.
             loop: run it again and again, for a slice of turns: `done` gets what comes of it packed (see `Turned`).
             turns: of the loop, per row how many at most; where the ranks are slow, fewer are run.
+            came: see `Ticket`.
         """
         if self._closed is not None or not rows:
             done([self._closed for _ in rows if self._closed is not None])
@@ -162,6 +164,7 @@ class GroupDriver:
             loop=loop,
             turns=turns,
             deadline=life.deadline,
+            came=came,
         )
         self._tickets[ticket] = None
         life.watch(give_up)

@@ -52,6 +52,7 @@ class OpenRequest:
         results: per instance.
         left: instances without a result.
         result_bytes: what the results that are there take of a reply, at least.
+        weighed: each result is counted there as it comes, before all are there.
         answered: its one outcome is on its way; whatever comes later is dropped.
         ended: it has its outcome, or the broker has it back.
         error: what it failed with as a whole.
@@ -76,6 +77,7 @@ class OpenRequest:
     output_names: tuple[str, ...] = ()
     left: int = 0
     result_bytes: int = 0
+    weighed: bool = False
     answered: bool = False
     ended: bool = False
     error: RankmqError | None = None

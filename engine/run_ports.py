@@ -11,7 +11,7 @@ from .parts import PartSender
 from .servable import RepeatStage, Servable
 from .sessions import InstanceSessions
 from .stage_processes import StageProcesses
-from .ticket import Done
+from .ticket import Came, Done
 from .topology import DEFAULT_LANE
 from .waits import Waits
 
@@ -55,6 +55,7 @@ class RunContext:
         processes: for functions of methods; None: they run on threads.
         most_collected: bytes that a loop may collect for a row; None: any number.
     most_given: bytes that the servable's Python may give for a row, as a result or to a call; None: any number.
+        came: told of what each row of a call gave, as it comes; None where nobody asks.
         parts: per row that runs, where parts of its answer go; none where nobody asked for them.
     """
 
@@ -71,6 +72,7 @@ class RunContext:
     processes: StageProcesses | None = None
     most_collected: int | None = None
     most_given: int | None = None
+    came: Came | None = None
     parts: tuple[PartSender, ...] = ()
 
 

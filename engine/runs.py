@@ -43,16 +43,24 @@ class MethodRun:
         method: what to run.
         rows: per row the method's inputs, in the order of its input names.
         done: called on the loop with one result or error per row.
+        came: called with the outputs of each row that has them before the others do: where the last stage is a call.
     """
 
     def __init__(
-        self, ports: RunPorts, context: RunContext, method: Method, rows: Sequence[tuple[Any, ...]], done: Done
+        self,
+        ports: RunPorts,
+        context: RunContext,
+        method: Method,
+        rows: Sequence[tuple[Any, ...]],
+        done: Done,
+        came: Callable[[tuple[np.ndarray[Any, Any], ...]], object] | None = None,
     ) -> None:
         self._ports = ports
         self._context = context
         self._method = method
         self._rows = rows
         self._done = done
+        self._came = came
         self._values: list[dict[int, tuple[Any, ...]]] = [{} for _ in rows]
         self._errors: dict[int, RankmqError] = {}
 
@@ -102,7 +110,10 @@ class MethodRun:
                 self._advance(number + 1)
 
         if isinstance(stage, SubgraphStage):
-            self._ports.call_subgraph(self._context, stage.subgraph, arguments, done)
+            own = self._context
+            if self._came is not None and number == len(self._method.stages) - 1:
+                own = replace(own, came=partial(self._row_came, rows, number))
+            self._ports.call_subgraph(own, stage.subgraph, arguments, done)
         elif isinstance(stage, RepeatStage):
             times = [self._value(row, stage.times) for row in rows]
             previews = self._previews(stage, rows)
@@ -131,6 +142,12 @@ class MethodRun:
                 done(results)
 
         self._ports.in_pool(partial(run.run, _PIECE_SECONDS), took)
+
+    def _row_came(self, rows: Sequence[int], number: int, place: int, result: tuple[Any, ...]) -> None:
+        """A row has what the last stage gives, and so all of its outputs."""
+        if self._came is not None and len(result) == self._method.stages[number].outputs_count:
+            self._values[rows[place]][number] = result
+            self._came(self._outputs(rows[place]))
 
     def _in_process(self, run: Callable[[StageCall], list[RowResult]], done: Done) -> None:
         """Runs a stage's function where it can be ended, should its request be over before."""
@@ -167,10 +184,8 @@ class MethodRun:
             case Constant():
                 return ref.value
 
+    def _outputs(self, row: int) -> tuple[np.ndarray[Any, Any], ...]:
+        return tuple(np.asarray(self._value(row, ref)) for ref in self._method.outputs)
+
     def _finish(self) -> None:
-        self._done(
-            [
-                self._errors.get(row) or tuple(np.asarray(self._value(row, ref)) for ref in self._method.outputs)
-                for row in range(len(self._rows))
-            ]
-        )
+        self._done([self._errors.get(row) or self._outputs(row) for row in range(len(self._rows))])

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from ..schemas import codec
 from ..schemas.errors import (
@@ -101,6 +103,7 @@ class Service:
             Calls(catalog, drivers, ports, clock),
             ports,
             self._settle,
+            self._weigh,
             self._waits,
             limits=limits,
             max_attempts=max_attempts,
@@ -252,16 +255,24 @@ class Service:
     def _settle(self, open_: OpenRequest, index: int, result: RowResult) -> None:
         if open_.answered:
             return
-        error = None if isinstance(result, RankmqError) else self._answering.weigh(open_, result)
-        if error is not None:
-            self._answering.fail(open_, error)
-            # Later, for we may be in the midst of a step of which other rows are this request's as well.
-            self._ports.on_loop(partial(open_.life.end, error))
+        if not open_.weighed and not isinstance(result, RankmqError) and not self._weigh(open_, result):
             return
         open_.results[index] = result.kept() if isinstance(result, RankmqError) else result
         open_.left -= 1
         if open_.left == 0 and open_ in self._open:
             self._answering.results(open_)
+
+    def _weigh(self, open_: OpenRequest, result: tuple[np.ndarray[Any, Any], ...]) -> bool:
+        """An instance has its outputs; False where the reply cannot have them besides those that came before.
+
+        The request has failed then.
+        """
+        error = None if open_.answered else self._answering.weigh(open_, result)
+        if error is not None:
+            self._answering.fail(open_, error)
+            # Later, for we may be in the midst of a step of which other rows are this request's as well.
+            self._ports.on_loop(partial(open_.life.end, error))
+        return not open_.answered
 
     # --------------------------------------------------------------------------------------------------------- ending
 

@@ -20,7 +20,7 @@ from .open_request import OpenRequest, contained
 from .parts import InstanceParts, Parts
 from .run_ports import RunContext
 from .runs import MethodRun
-from .servable import Method, Pipeline, Servable
+from .servable import Method, Pipeline, Servable, SubgraphStage
 from .service_ports import ServicePorts
 from .sessions import InstanceSessions
 from .stage_processes import StageProcesses
@@ -38,6 +38,7 @@ class Starting:
         calls: how methods reach the ranks and other methods.
         ports: how it reaches the world.
         settle: called once for each instance of a request, by its index, with its result.
+        weigh: called once with each result that is there before all are, if any are (see `OpenRequest.weighed`).
         waits: of the threads on which a servable's Python waits for the ranks.
         limits: the bounds on a request.
         max_attempts: how often a request is tried.
@@ -52,6 +53,7 @@ class Starting:
         calls: Calls,
         ports: ServicePorts,
         settle: Callable[[OpenRequest, int, RowResult], None],
+        weigh: Callable[[OpenRequest, tuple[Any, ...]], object],
         waits: Waits,
         *,
         limits: Limits,
@@ -64,6 +66,7 @@ class Starting:
         self._calls = calls
         self._ports = ports
         self._settle = settle
+        self._weigh = weigh
         self._waits = waits
         self._limits = limits
         self._max_attempts = max_attempts
@@ -132,7 +135,10 @@ class Starting:
                 places = [index for index, _ in rows]
                 if parts:
                     context = replace(context, parts=tuple(it.begin() for it in parts.values()))
-                MethodRun(self._calls, context, entry, [row for _, row in rows], self._settler(open_, places)).start()
+                open_.weighed = bool(entry.stages) and isinstance(entry.stages[-1], SubgraphStage)
+                came = partial(self._weigh, open_)
+                done = self._settler(open_, places)
+                MethodRun(self._calls, context, entry, [row for _, row in rows], done, came).start()
             return
         for index, row in rows:
             self._run(open_, context, entry, index, row, parts.get(index))

@@ -13,10 +13,11 @@ from .loop import Loop
 from .slots import Session
 from .topology import DEFAULT_LANE
 
-__all__ = ["Done", "RowResult", "Ticket"]
+__all__ = ["Came", "Done", "RowResult", "Ticket"]
 
 RowResult = tuple[np.ndarray[Any, Any], ...] | RankmqError
 Done = Callable[[list[RowResult]], None]
+Came = Callable[[int, tuple[np.ndarray[Any, Any], ...]], None]
 
 
 class Ticket:
@@ -34,9 +35,11 @@ class Ticket:
         loop: the subgraph is run again and again; then what a row gives is packed (see `loop_plan.Turned`).
         turns: per row, how many turns of the loop it runs at most.
         deadline: until when its rows are wanted, in seconds of a clock that does not jump; None: for any time.
+        came: called with each row's place and what it gave, as it comes; None where nobody asks.
     """
 
     __slots__ = (
+        "_came",
         "_done",
         "_left",
         "_results",
@@ -69,6 +72,7 @@ class Ticket:
         loop: Loop | None = None,
         turns: Sequence[int] = (),
         deadline: float | None = None,
+        came: Came | None = None,
     ) -> None:
         self.subgraph = subgraph
         self.rows = rows
@@ -86,15 +90,18 @@ class Ticket:
         self._results: list[RowResult | None] = [None] * len(rows)
         self._left = len(rows)
         self._done = done
+        self._came = came
 
     def settle(self, place: int, result: RowResult) -> None:
         """Gives a row its result; a row that has one keeps it."""
         if self._results[place] is None:
             self._results[place] = result.kept() if isinstance(result, RankmqError) else result
             self._left -= 1
+            if self._came is not None and not isinstance(result, RankmqError):
+                self._came(place, result)
             if self._left == 0:
                 # Both know this ticket: let go of here, all of it goes at once, and not when the collector comes by.
-                done, self._done, self.pending = self._done, _told, None
+                done, self._done, self._came, self.pending = self._done, _told, None, None
                 done([it for it in self._results if it is not None])
 
     def settle_all(self, error: RankmqError) -> None:

@@ -17,7 +17,7 @@ import pytest
 from rankmq.engine.stage_call import StageCall
 from rankmq.engine.stage_process import StageAddress
 from rankmq.engine.stage_processes import StageProcesses
-from rankmq.schemas.errors import InvalidInput, StageFailed, TemporaryFailure
+from rankmq.schemas.errors import InvalidInput, LimitExceeded, StageFailed, TemporaryFailure
 
 from tests.processes import runs
 from tests.unit.engine.servable_files import WORDS, load
@@ -149,6 +149,14 @@ def test_a_process_that_is_killed_may_be_tried_again(run):
     (gone,) = run(ENDS, [13])
     assert isinstance(gone, TemporaryFailure)
     assert [int(it[0]) for it in run(ENDS, [1, 2])] == [1, 2]
+
+
+def test_a_row_is_given_no_more_than_it_may_be(run):
+    """Which is known in the process: nothing of it comes through the pipe."""
+    good, large = run(DOUBLE, [np.zeros(3, np.float32), np.broadcast_to(np.float32(1), (4,))], most=12)
+    np.testing.assert_array_equal(good[0], np.zeros(3))
+    assert isinstance(large, LimitExceeded)
+    assert "stage double returned 16 bytes for a row, and no reply or step can carry more than 12" in large.message
 
 
 def test_batches_are_no_larger_than_the_stage_says(run):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from rankmq.engine import answering, starting
@@ -10,7 +12,7 @@ from rankmq.schemas import codec
 from rankmq.schemas.tensors import from_array
 
 from tests.unit.engine.edge import MODEL, ROW, Edge, error_of, errors_of, only, outputs_of
-from tests.unit.engine.simulation import steps
+from tests.unit.engine.simulation import ready_world, steps
 
 SIZED = """
 ran = []
@@ -182,6 +184,30 @@ def test_a_request_fails_when_its_results_are_more_than_a_reply_may_have(edge, c
     )
     monkeypatch.undo()
     assert outputs_of(ask(edge, "what_ran", 1)) == [{"y": sizes[:2]}]
+
+
+def test_rows_of_a_call_are_counted_as_they_come(make):
+    """Not first when all are there: those that wait for their steps leave, and the others of the steps are served."""
+    edge = make(world=ready_world(window=1, batch_size=2))
+    fate = edge.ask("any_size", *({"x": ROW, "n": np.int64(30_000)} for _ in range(20)))
+    other = edge.ask("scale", {"x": ROW})
+    random = Random(0)
+    while found := edge.world.choices():
+        random.choice(found)()
+        while not edge.news.empty():
+            edge.news.get()()
+    assert error_of(fate)[0] == "limit_exceeded"
+    assert "the reply has 1200000 bytes: the broker takes 1048576" in error_of(fate)[1]
+    assert outputs_of(other) == [{"y": [3, 5, 7]}]
+    assert sum(steps(edge.world).values()) == 6 + 2 + 1, "what came, the step that was sent meanwhile, and the other's"
+    assert edge.world.driver.status().waiting == 0
+    assert edge.world.driver._tickets == {}
+
+
+@pytest.mark.parametrize("content_type", [codec.MSGPACK, codec.JSON])
+def test_each_row_counts_once(edge, content_type):
+    fate = ask(edge, "any_size", *[30_000] * 4, content_type=content_type)
+    assert [len(row["y"]) for row in outputs_of(fate)] == [30_000] * 4
 
 
 def test_a_reply_that_has_room_is_sent(edge):
