@@ -124,8 +124,7 @@ class MethodRun:
                 own = replace(own, parts=tuple(own.parts[row] for row in rows))
             caller, processes = ThreadCaller(self._ports, own, in_pool=True), own.processes
             if processes is None:
-                over, most = lambda: self._context.life.over, own.most_given
-                self._in_pieces(FunctionRun(function, arguments, caller, over, most), done)
+                self._in_pieces(FunctionRun(function, arguments, caller, lambda: own.life.over, own.most_given), done)
             else:
                 address = StageAddress(own.servable.name, own.servable.version, self._method.name, number)
                 alone = 1 < attempt == own.max_attempts
