@@ -78,7 +78,8 @@ class Answering:
         wall: seconds since 1970.
         answers: the memory of what was answered.
         max_message: largest message that the broker takes, in bytes.
-        ended: called with each request that has its outcome, and whether it was served; None where the broker has it.
+        ended: called with each request that has its outcome, and whether it was served; None where the broker has it,
+            or another delivery stands for it.
         blobs: for large outputs; None where there is no blob store.
     """
 
@@ -225,6 +226,9 @@ class Answering:
         *,
         may_pass: bool,
     ) -> None:
+        asked = {it.route for it in (open_, *open_.followers)}
+        self._take_back(reply for route, reply in given.items() if route not in asked)  # who waits no more
+        given = {route: reply for route, reply in given.items() if route in asked}
         bodies: dict[tuple[str, str], bytes] = {}
         for route, reply in given.items():
             body = _encoded(open_, reply)
@@ -264,6 +268,11 @@ class Answering:
         open_.answered = True
         log.info("delivered again, and answered before: %s", open_.id, extra={"request": open_.id})
         self._end(open_, served=True)
+
+    def stood_for(self, open_: OpenRequest) -> None:
+        """The request is under way, and another delivery stands for this one, which the broker keeps until the end."""
+        open_.answered = True
+        self._end(open_, served=None)
 
     # --------------------------------------------------------------------------------------------------- in the end
 
@@ -351,7 +360,7 @@ class Answering:
             log.error("it cannot be dead-lettered: %s", failure.message, extra={"request": open_.id})
             then(Outcome.REJECTED)
 
-    def _end(self, open_: OpenRequest, *, served: bool, dead: bool = False) -> None:
+    def _end(self, open_: OpenRequest, *, served: bool | None, dead: bool = False) -> None:
         if not self._ended(open_, served):
             return
         self._ports.ack(open_.delivery)

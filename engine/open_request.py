@@ -56,7 +56,8 @@ class OpenRequest:
         answered: its one outcome is on its way; whatever comes later is dropped.
         ended: it has its outcome, or the broker has it back.
         error: what it failed with as a whole.
-        followers: the same request delivered again meanwhile; it shares the outcome.
+        followers: the same request asked again from elsewhere meanwhile; it shares the outcome.
+        follows: the one whose outcome it shares; None where it has its own.
         blobs: the names of those that its inputs are in; None before it was understood.
     """
 
@@ -82,6 +83,7 @@ class OpenRequest:
     ended: bool = False
     error: RankmqError | None = None
     followers: list[OpenRequest] = field(default_factory=list)
+    follows: OpenRequest | None = None
     blobs: tuple[str, ...] | None = None
 
     @classmethod

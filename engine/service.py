@@ -6,6 +6,7 @@ and then its delivery is acknowledged; or the broker has it back. No I/O of its 
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from ..schemas.errors import (
     DeadlineExceeded,
     RankmqError,
     RequestIdReused,
+    TemporaryFailure,
 )
 from ..schemas.limits import Limits
 from ..schemas.messages import Request
@@ -32,6 +34,7 @@ from .deadline import Deadlines, run_seconds, seconds_left
 from .delivery import Delivery
 from .driver import GroupDriver
 from .edge_blobs import EdgeBlobs
+from .followers import MOST_FOLLOWERS, is_repeated, join, leave, spare_blobs
 from .open_request import OpenRequest, contained
 from .routes import dropped, lane_of
 from .servable import Method, Pipeline, Servable
@@ -42,6 +45,8 @@ from .ticket import RowResult
 from .waits import Waits
 
 __all__ = ["CancelState", "Service", "ServicePorts"]
+
+log = logging.getLogger(__name__)
 
 CancelState = Literal["cancelled", "answered", "noted"]
 
@@ -181,7 +186,7 @@ class Service:
         first = self._by_key.get(open_.key)
         if first is not None and not first.answered:
             _check_same(open_, first.check)
-            first.followers.append(open_)
+            self._join(open_, first)
             return True
         known = self._answers.find(open_.key, self._wall())
         if known is None:
@@ -196,23 +201,48 @@ class Service:
             return False
         return True
 
-    def _check_way(self, open_: OpenRequest) -> None:
-        """Whether the request may be served still, by what its message says."""
+    def _join(self, open_: OpenRequest, first: OpenRequest) -> None:
+        """The request is under way: it is not run again, and whoever asks from elsewhere gets the same outcome.
+
+        Raises:
+            RequestError: this one comes too late, whatever becomes of the first.
+        """
+        if self._blobs is not None:
+            open_.blobs = spare_blobs(open_, first)
+        if is_repeated(open_, first):
+            log.debug("delivered again, and under way: %s", open_.id, extra={"request": open_.id})
+            self._answering.stood_for(open_)
+            return
+        key, open_.key = open_.key, ""  # what is said of its deadline is no outcome of the request
+        self._check_deadline(open_)
+        open_.key = key
+        excess = join(open_, first)
+        if excess is not None:
+            # Not handed back: it would be delivered again at once, and again. Asked once more it joins, or is answered.
+            text = f"the request is under way, and {MOST_FOLLOWERS} wait for its outcome who asked later: ask once more"
+            self._answering.fail(excess, TemporaryFailure(text))
+
+    def _check_deadline(self, open_: OpenRequest) -> None:
         delivery, now = open_.delivery, self._clock()
-        reason = dropped(delivery)
-        if reason == "expired":
+        if dropped(delivery) == "expired":
             raise DeadlineExceeded("it waited in its queue for longer than it was given")
-        if reason is not None:
-            raise AttemptsExhausted(f"the broker gave it up: {reason}")
-        if open_.attempts > self._max_deliveries:
-            text = f"delivered {open_.attempts} times without an outcome; {self._max_deliveries} are allowed"
-            raise AttemptsExhausted(text)
         left = seconds_left(delivery.properties, delivery.headers, self._wall())
         if left is not None:
             if left <= 0:
                 raise DeadlineExceeded(f"its deadline passed {abs(left):.3f} s before it was taken")
             open_.expires = now + left
             self._has_until(open_, now)
+
+    def _check_way(self, open_: OpenRequest) -> None:
+        """Whether the request may be served still, by what its message says."""
+        delivery = open_.delivery
+        reason = dropped(delivery)
+        if reason not in (None, "expired"):
+            raise AttemptsExhausted(f"the broker gave it up: {reason}")
+        if reason is None and open_.attempts > self._max_deliveries:
+            text = f"delivered {open_.attempts} times without an outcome; {self._max_deliveries} are allowed"
+            raise AttemptsExhausted(text)
+        self._check_deadline(open_)
         open_.run_seconds = run_seconds(delivery.headers)
         if open_.key and self._noted.pop(open_.key, self) is None:
             raise Cancelled("somebody asked for it to be given up before it was taken")
@@ -324,6 +354,7 @@ class Service:
         return "noted"
 
     def _give_up(self, open_: OpenRequest, error: RankmqError, *, in_part: bool = False) -> None:
+        leave(open_)
         if in_part and open_.left < len(open_.results):  # what its instances gave that are done is not lost
             open_.results = [error if it is None else it for it in open_.results]
             self._answering.results(open_)

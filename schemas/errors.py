@@ -217,7 +217,10 @@ class StageFailed(ServingError):
 
 
 class TemporaryFailure(ServingError):
-    """Raised by a function of a servable for what may succeed a little later: it is tried again, up to max_attempts."""
+    """Raised by a function of a servable for what may succeed a little later: it is tried again, up to max_attempts.
+
+    Also told to who asks for a request that is under way, when too many wait for its outcome; ask once more.
+    """
 
     code = "temporary_failure"
 

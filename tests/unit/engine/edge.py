@@ -236,10 +236,15 @@ class Edge:
     def ack(self, delivery: Delivery) -> None:
         fate = self.fates[delivery.tag]
         confirmed = any(outcome is Outcome.CONFIRMED for _, outcome in (*fate.replies, *fate.dead))
-        shared = self.sent[_question(delivery)]  # another delivery of the same request stands for it
+        # Another delivery of the same request stands for it: one that was answered, or one that the broker still has.
+        shared = self.sent[_question(delivery)] or _question(delivery) in map(_question, self.unanswered)
         assert confirmed or shared or not delivery.properties.reply_to, "acknowledged before anything was confirmed"
         fate.acked += 1
         assert fate.ends == 1, fate
+
+    @property
+    def unanswered(self) -> list[Delivery]:
+        return [it.delivery for it in self.service.requests if not it.answered]
 
     def hand_back(self, delivery: Delivery) -> None:
         fate = self.fates[delivery.tag]

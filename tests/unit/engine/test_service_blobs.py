@@ -407,6 +407,45 @@ def test_asked_from_two_queues_at_once_each_has_blobs_of_its_own(slow):
     only(slow.edge)
 
 
+def test_what_was_written_for_one_whose_time_is_up_is_deleted(slow):
+    x = {"x": from_array(LARGE)}
+    first = slow.ask("double_it", x, headers=SPEAKS, message_id="m1", reply_to="a")
+    soon = {**SPEAKS, "rankmq-deadline": int(1000 * slow.edge.wall()) + 2000}
+    hasty = slow.ask("double_it", x, headers=soon, message_id="m1", reply_to="b")
+    slow.edge.run()
+    work, done = slow.work.pop()
+    done(work())
+    slow.edge.run()
+    work, done = slow.work.pop()
+    done(work())  # both are written, and nobody was told yet
+    slow.edge.world.clock.now += 3
+    slow.edge.service.tick()
+    slow.edge.run()
+    assert error_of(hasty)[0] == "deadline_exceeded"
+    np.testing.assert_array_equal(slow.read(first)[0]["y"], LARGE * 2)
+    assert len(slow.names) == 1
+    assert slow.names == set(slow.discarded)
+    only(slow.edge)
+
+
+def test_a_copy_leaves_the_blobs_that_the_first_reads(slow):
+    tensor, other = slow.refer(LARGE), slow.refer(LARGE)
+    first = slow.ask("double_it", {"x": tensor}, headers=SPEAKS, message_id="m1")
+    slow.edge.run()
+    slow.ask("double_it", {"x": tensor}, headers=SPEAKS, message_id="m1")
+    slow.ask("double_it", {"x": other}, headers=SPEAKS, message_id="m1")  # asked anew: what it has written is its own
+    late = {**SPEAKS, "rankmq-deadline": 1}
+    slow.ask("double_it", {"x": tensor}, headers=late, message_id="m1", reply_to="b")
+    assert slow.discarded == [other.blob.name]
+    while slow.work:
+        work, done = slow.work.pop(0)
+        done(work())
+        slow.edge.run()
+    np.testing.assert_array_equal(slow.read(first)[0]["y"], LARGE * 2)
+    assert slow.discarded == [other.blob.name, tensor.blob.name]
+    only(slow.edge)
+
+
 def test_delivered_again_after_the_answer_was_lost(store):
     """The orchestrator was cut off before the broker said that it has the reply: nothing was deleted yet."""
     tensor = store.refer(LARGE)

@@ -148,7 +148,8 @@ def test_what_waits_goes_back_at_once_and_what_runs_ends(make):
     edge = make(max_in_flight=1)
     running = edge.ask("scale", {"x": ROW}, message_id="m1")
     joined = edge.ask("scale", {"x": ROW}, message_id="m1", reply_to="b")
-    waiting = [edge.ask("scale", {"x": ROW}, message_id=name) for name in ("m2", "m2", "m3")]
+    asked = [("m2", "a"), ("m2", "b"), ("m3", "a")]
+    waiting = [edge.ask("scale", {"x": ROW}, message_id=name, reply_to=queue) for name, queue in asked]
     assert edge.service.hand_back_waiting() == 3
     assert [fate.handed_back for fate in waiting] == [1, 1, 1]
     edge.run()
