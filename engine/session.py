@@ -35,6 +35,7 @@ from .front import Front, FrontOwner, Pools
 from .group import GroupRules
 from .link import GroupLink
 from .open_request import OpenRequest
+from .questions import Questions
 from .rank_table import RankTable
 from .servable import Servable
 from .service import Service
@@ -95,6 +96,7 @@ class Session(FrontOwner):
         self._stopping = False
         self._quiet_until = 0.0
         self._keeping: asyncio.Task[None] | None = None
+        self._questions = Questions(self._status, self._tell, self.guarded)
         self.failure: OperatorError | None = None
         self.all_ready = asyncio.Event()
 
@@ -300,7 +302,7 @@ class Session(FrontOwner):
             if delivery.exchange == topology.CANCEL:
                 self._cancel(delivery)
             elif delivery.exchange == topology.STATUS:
-                self._loop.create_task(self._tell_status(delivery))
+                self._questions.ask(delivery)
 
     def _cancel(self, delivery: Delivery) -> None:
         """Gives up the request that the message's correlation id names, and says so to whoever asked."""
@@ -309,7 +311,9 @@ class Session(FrontOwner):
             log.warning("refused a cancel: its correlation_id is to name the request")
             return
         state = self.service.cancel(asked.correlation_id)
-        log.info("asked to cancel %s: %s", asked.correlation_id, state, extra={"request": asked.correlation_id})
+        # What changes nothing here anybody may send in any number.
+        level = logging.INFO if state == "cancelled" else logging.DEBUG
+        log.log(level, "asked to cancel %s: %s", asked.correlation_id, state, extra={"request": asked.correlation_id})
         if isinstance(asked.reply_to, str) and asked.reply_to:
             content_type = codec.JSON if asked.content_type == codec.JSON else codec.MSGPACK
             reply = CancelReply(orchestrator=self._name, id=asked.correlation_id, state=state)
@@ -325,21 +329,14 @@ class Session(FrontOwner):
 
         self._direct.when_safe(reply_to, tell)
 
-    async def _tell_status(self, delivery: Delivery) -> None:
-        status = await self._status()
-        reply_to = delivery.properties.reply_to
-        if isinstance(reply_to, str) and reply_to:
-            properties = Properties(
-                content_type=codec.MSGPACK, correlation_id=delivery.properties.correlation_id, app_id="rankmq"
-            )
-            self._tell(reply_to, codec.encode(status), properties)
-
     async def _status(self) -> Status:
         channel = await self._connection.channel(confirm=False)
         names = dict.fromkeys(servable.name for servable in self._catalog)
         queues = [topology.requests_queue(name, lane) for name in names for lane in topology.LANES]
-        depths = [await channel.depth(name) for name in (*queues, topology.UNROUTED, topology.DEAD)]
-        await channel.close()
+        try:
+            depths = [await channel.depth(name) for name in (*queues, topology.UNROUTED, topology.DEAD)]
+        finally:
+            await channel.close()
         return Status(
             orchestrator=self._name,
             host=socket.gethostname(),
@@ -389,6 +386,7 @@ class Session(FrontOwner):
             self._timer.cancel()
         if hasattr(self, "_consumer"):
             self._consumer.cancel()
+        self._questions.close()
         for task in self._serving:
             task.cancel()
         ended = ConnectionLost("the orchestrator's connection to the broker ended")

@@ -181,6 +181,26 @@ def test_what_is_not_there_yet_is_noted(system: System, producer: Producer) -> N
     assert steps(system) == before
 
 
+# ---------------------------------------------------------------------------------------------------- what may be asked
+
+
+def test_thousands_who_ask_for_the_status_or_cancel_what_nobody_knows(system: System, producer: Producer) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(system.url))
+    channel = connection.channel()
+    for number in range(2500):
+        asked = pika.BasicProperties(reply_to=producer.reply_to, correlation_id=f"unknown-{number}")
+        channel.basic_publish("rankmq.status", "", b"", asked)
+        if number % 100 == 0:
+            channel.basic_publish("rankmq.cancel", "", b"", pika.BasicProperties(correlation_id=f"unknown-{number}"))
+    last = pika.BasicProperties(reply_to=producer.reply_to, correlation_id="last")
+    channel.basic_publish("rankmq.status", "", b"", last)
+    connection.close()
+    while not producer.replies or producer.replies[-1][0].correlation_id != "last":
+        producer.wait(len(producer.replies) + 1)
+    assert "Traceback" not in system.log
+    assert "asked to cancel unknown" not in system.log
+
+
 # ------------------------------------------------------------------------------------------------- one id, one request
 
 
