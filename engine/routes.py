@@ -7,7 +7,7 @@ from .dead_headers import deaths_of
 from .delivery import Delivery
 from .topology import DEFAULT_LANE, LANES, REQUESTS, UNROUTED
 
-__all__ = ["dropped", "lane_of"]
+__all__ = ["dropped", "lane_of", "likely_lane"]
 
 
 def lane_of(delivery: Delivery, servable: str) -> str:
@@ -20,15 +20,26 @@ def lane_of(delivery: Delivery, servable: str) -> str:
     Raises:
         InvalidInput: there is no such lane.
     """
-    key = delivery.routing_key
-    if not delivery.exchange:
-        key = key.removeprefix(f"{REQUESTS}.")
-    name, _, lane = key.partition(".")
+    key, name, lane = _parts(delivery)
     if name != servable or not lane:
         return DEFAULT_LANE
     if lane not in LANES:
         raise InvalidInput(f"the routing key {key!r:.80} names no lane: <servable>.<lane>, lane {', '.join(LANES)}")
     return lane
+
+
+def likely_lane(delivery: Delivery) -> str:
+    """The lane of a request of which only its routing key is known yet."""
+    _, _, lane = _parts(delivery)
+    return lane if lane in LANES else DEFAULT_LANE
+
+
+def _parts(delivery: Delivery) -> tuple[str, str, str]:
+    key = delivery.routing_key
+    if not delivery.exchange:
+        key = key.removeprefix(f"{REQUESTS}.")
+    name, _, lane = key.partition(".")
+    return key, name, lane
 
 
 def dropped(delivery: Delivery) -> str | None:

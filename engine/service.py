@@ -35,6 +35,7 @@ from .delivery import Delivery
 from .driver import GroupDriver
 from .edge_blobs import EdgeBlobs
 from .followers import MOST_FOLLOWERS, is_repeated, join, leave, spare_blobs
+from .heavy import Heavy
 from .open_request import OpenRequest, contained
 from .routes import dropped, lane_of
 from .servable import Method, Pipeline, Servable
@@ -121,6 +122,7 @@ class Service:
         self._answering = Answering(ports, clock, wall, answers, max_message, self._ended, blobs)
         self._deadlines: Deadlines[OpenRequest] = Deadlines()
         self._noted: OrderedDict[str, None] = OrderedDict()
+        self._heavy = Heavy(clock, ports.later, lambda: len(self._open))
         self.served = 0
         self.failed = 0
 
@@ -155,13 +157,22 @@ class Service:
             if unreadable is not None:
                 raise unreadable
             self._check_way(open_)
+        except RankmqError as error:
+            self._answering.fail(open_, error)
+            return
+        self._heavy.read(open_, partial(self._read, open_))
+
+    def _read(self, open_: OpenRequest) -> None:
+        delivery, open_.start = open_.delivery, None
+        try:
             request = _decoded(open_, self._limits)
             lane = lane_of(delivery, request.servable)
             servable, entry = self._catalog.resolve(request.servable, request.version, request.method)
         except RankmqError as error:
             self._answering.fail(open_, error)
             return
-        open_.start = partial(self._start, open_, request, servable, entry, lane)
+        begin = partial(self._begin, open_, request, servable, entry, lane)
+        open_.start = partial(self._heavy.start, open_, lane, begin)
         self._admission.put(lane, open_)
         self._admit()
 
@@ -271,9 +282,10 @@ class Service:
         finally:
             self._admitting = False
 
-    def _start(
+    def _begin(
         self, open_: OpenRequest, request: Request, servable: Servable, entry: Method | Pipeline, lane: str
     ) -> None:
+        open_.start = None
         if open_.run_seconds is not None:
             open_.started = self._clock()
             self._has_until(open_, open_.started)
@@ -290,7 +302,7 @@ class Service:
         open_.results[index] = result.kept() if isinstance(result, RankmqError) else result
         open_.left -= 1
         if open_.left == 0 and open_ in self._open:
-            self._answering.results(open_)
+            self._heavy.answer(open_, partial(self._answering.results, open_))
 
     def _weigh(self, open_: OpenRequest, result: tuple[np.ndarray[Any, Any], ...]) -> bool:
         """An instance has its outputs; False where the reply cannot have them besides those that came before.
@@ -314,6 +326,7 @@ class Service:
         if self._blobs is not None:
             self._blobs.ended(open_)
         self._deadlines.discard(open_)
+        self._heavy.discard(open_)
         if self._by_key.get(open_.key) is open_:
             del self._by_key[open_.key]
         self.served += served is True
@@ -361,6 +374,7 @@ class Service:
         else:
             self._answering.fail(open_, error)
         open_.life.end(error)
+        self._heavy.discard(open_)
         if open_.start is not None:  # it has not begun, and leaves the line
             open_.start = None
             self._admission.ended(open_)
