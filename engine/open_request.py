@@ -9,13 +9,23 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ..schemas import codec
-from ..schemas.errors import InternalError, RankmqError, Undecodable
-from ..schemas.messages import Stats
+from ..schemas.errors import (
+    AttemptsExhausted,
+    DeadlineExceeded,
+    InternalError,
+    RankmqError,
+    RequestIdReused,
+    Undecodable,
+)
+from ..schemas.limits import Limits
+from ..schemas.messages import Request, Stats
 from .answers import check_of
 from .dead_headers import deaths_of, text_of
+from .deadline import seconds_left
 from .delivery import Delivery
 from .life import Life
 from .references import names_in, speaks, unnamed
+from .routes import dropped
 from .run_ports import RunContext
 from .ticket import RowResult
 from .topology import held_exchange
@@ -118,6 +128,58 @@ class OpenRequest:
         if given.content_encoding not in (None, "", "identity", "utf-8", "UTF-8"):
             return Undecodable(f"the content encoding {given.content_encoding!r:.40}: bodies are sent as they are")
         return self.delivery.fault
+
+    def check_same(self, check: int) -> None:
+        """Whether it is the same request as one that was taken before under its id.
+
+        Raises:
+            RequestIdReused: it is another.
+        """
+        if self.check != check and self.delivery.fault is None:
+            self.key = ""  # the id stays the other's
+            raise RequestIdReused(f"the message id {self.id!r:.80} was used before, for other inputs")
+
+    def check_deliveries(self, most: int) -> None:
+        """Whether it may be delivered as often as it was.
+
+        Raises:
+            AttemptsExhausted: it was delivered more often, or the broker gave it up.
+        """
+        reason = dropped(self.delivery)
+        if reason not in (None, "expired"):
+            raise AttemptsExhausted(f"the broker gave it up: {reason}")
+        if reason is None and self.attempts > most:
+            raise AttemptsExhausted(f"delivered {self.attempts} times without an outcome; {most} are allowed")
+
+    def read_deadline(self, now: float, wall: float) -> None:
+        """Sets until when its sender wants it.
+
+        Args:
+            now: on the monotonic clock.
+            wall: seconds since 1970.
+
+        Raises:
+            DeadlineExceeded: that is over.
+            InvalidInput: it is no time.
+        """
+        if dropped(self.delivery) == "expired":
+            raise DeadlineExceeded("it waited in its queue for longer than it was given")
+        left = seconds_left(self.delivery.properties, self.delivery.headers, wall)
+        if left is not None:
+            if left <= 0:
+                raise DeadlineExceeded(f"its deadline passed {abs(left):.3f} s before it was taken")
+            self.expires = now + left
+
+    def decoded(self, limits: Limits) -> Request:
+        """What its body says.
+
+        Raises:
+            RankmqError: why that is not known.
+        """
+        request = contained(self, lambda: codec.decode_request(self.delivery.body, self.content_type, limits))
+        if isinstance(request, RankmqError):
+            raise request
+        return request
 
     @property
     def reply_to(self) -> str:

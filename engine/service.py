@@ -14,15 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..schemas import codec
-from ..schemas.errors import (
-    AttemptsExhausted,
-    Cancelled,
-    DeadlineExceeded,
-    RankmqError,
-    RequestIdReused,
-    TemporaryFailure,
-)
+from ..schemas.errors import Cancelled, DeadlineExceeded, RankmqError, TemporaryFailure
 from ..schemas.limits import Limits
 from ..schemas.messages import Request
 from .admission import Admission
@@ -30,14 +22,14 @@ from .answering import Answering
 from .answers import Answers
 from .calls import Calls
 from .catalog import Catalog
-from .deadline import Deadlines, run_seconds, seconds_left
+from .deadline import Deadlines, run_seconds
 from .delivery import Delivery
 from .driver import GroupDriver
 from .edge_blobs import EdgeBlobs
 from .followers import MOST_FOLLOWERS, is_repeated, join, leave, spare_blobs
 from .heavy import Heavy
-from .open_request import OpenRequest, contained
-from .routes import dropped, lane_of
+from .open_request import OpenRequest
+from .routes import lane_of
 from .servable import Method, Pipeline, Servable
 from .service_ports import ServicePorts
 from .stage_processes import StageProcesses
@@ -165,7 +157,7 @@ class Service:
     def _read(self, open_: OpenRequest) -> None:
         delivery, open_.start = open_.delivery, None
         try:
-            request = _decoded(open_, self._limits)
+            request = open_.decoded(self._limits)
             lane = lane_of(delivery, request.servable)
             servable, entry = self._catalog.resolve(request.servable, request.version, request.method)
         except RankmqError as error:
@@ -196,13 +188,13 @@ class Service:
             return False
         first = self._by_key.get(open_.key)
         if first is not None and not first.answered:
-            _check_same(open_, first.check)
+            open_.check_same(first.check)
             self._join(open_, first)
             return True
         known = self._answers.find(open_.key, self._wall())
         if known is None:
             return False
-        _check_same(open_, known.check)
+        open_.check_same(known.check)
         routed = known.routes.get(open_.route)
         if (routed or not open_.reply_to) and (open_.delivery.redelivered or not known.failed):
             self._answering.settled(open_)
@@ -234,27 +226,15 @@ class Service:
             self._answering.fail(excess, TemporaryFailure(text))
 
     def _check_deadline(self, open_: OpenRequest) -> None:
-        delivery, now = open_.delivery, self._clock()
-        if dropped(delivery) == "expired":
-            raise DeadlineExceeded("it waited in its queue for longer than it was given")
-        left = seconds_left(delivery.properties, delivery.headers, self._wall())
-        if left is not None:
-            if left <= 0:
-                raise DeadlineExceeded(f"its deadline passed {abs(left):.3f} s before it was taken")
-            open_.expires = now + left
-            self._has_until(open_, now)
+        now = self._clock()
+        open_.read_deadline(now, self._wall())
+        self._has_until(open_, now)
 
     def _check_way(self, open_: OpenRequest) -> None:
         """Whether the request may be served still, by what its message says."""
-        delivery = open_.delivery
-        reason = dropped(delivery)
-        if reason not in (None, "expired"):
-            raise AttemptsExhausted(f"the broker gave it up: {reason}")
-        if reason is None and open_.attempts > self._max_deliveries:
-            text = f"delivered {open_.attempts} times without an outcome; {self._max_deliveries} are allowed"
-            raise AttemptsExhausted(text)
+        open_.check_deliveries(self._max_deliveries)
         self._check_deadline(open_)
-        open_.run_seconds = run_seconds(delivery.headers)
+        open_.run_seconds = run_seconds(open_.delivery.headers)
         if open_.key and self._noted.pop(open_.key, self) is None:
             raise Cancelled("somebody asked for it to be given up before it was taken")
 
@@ -410,16 +390,3 @@ class Service:
     def close(self, error: RankmqError) -> None:
         """Ends the waits of all threads that run a servable's Python for it; to be called from any thread, once."""
         self._waits.close(error)
-
-
-def _decoded(open_: OpenRequest, limits: Limits) -> Request:
-    request = contained(open_, lambda: codec.decode_request(open_.delivery.body, open_.content_type, limits))
-    if isinstance(request, RankmqError):
-        raise request
-    return request
-
-
-def _check_same(open_: OpenRequest, check: int) -> None:
-    if open_.check != check and open_.delivery.fault is None:
-        open_.key = ""  # the id stays the other's
-        raise RequestIdReused(f"the message id {open_.id!r:.80} was used before, for other inputs")
