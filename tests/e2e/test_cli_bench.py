@@ -26,7 +26,7 @@ def test_without_a_broker(tmp_path: Path):
     assert [row["case"].split(",")[0] for row in rows] == ["4 KB", "48 KB", "1 MB", "16 MB"]
     for row in rows:
         assert (row["name"], row["unit"], row["rounds"]) == ("codec", "GB/s", 2)
-        assert 0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"] < 3
+        assert 0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
         assert f" {row['case']} " in done.stdout
     assert " cores, " in done.stdout
     assert left_in_tmp(tmp_path) == []

@@ -118,8 +118,11 @@ def test_poison_harms_only_itself(system: System, what: str, body: dict[str, Any
     with Producer(system.url) as producer, Producer(system.url) as other:
         beside = other.send(request("small", "slow", {"x": X}))
         time.sleep(0.1)  # it is under way now
-        for reply_to in (producer.reply_to, None):
-            producer.send(body, **{"key": "small", "reply_to": reply_to, **POISON[what]})
+        for number, reply_to in enumerate((producer.reply_to, None)):
+            poison = dict(POISON[what])
+            if isinstance(poison.get("message_id"), str):  # one id is one request
+                poison["message_id"] = f"{number}{poison['message_id'][1:]}"
+            producer.send(body, **{"key": "small", "reply_to": reply_to, **poison})
         [(properties, reply)] = other.wait(seconds=10)
         assert properties.correlation_id == beside
         assert msgpack.unpackb(reply)["error"] is None
