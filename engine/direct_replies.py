@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "amq.rabbitmq.reply-to."
 _MOST_KNOWN = 8192
+_MOST_WAITING = 1000
 _DEFECT = " 541 "
 """In the reason for which a connection was closed: the broker met a defect of its own."""
 
@@ -74,11 +75,14 @@ class DirectReplies:
             return found is not _Found.UNREADABLE
 
     def when_safe(self, name: str, publish: Callable[[], None]) -> None:
-        """Has something published to a name, at once or once it has been tried out; never, if that cannot be."""
+        """Has something published to a name, at once or once it has been tried out; never, if that cannot be.
+
+        Where more wait than can be tried out in time, it is dropped: whoever asked gives up waiting after a while.
+        """
         safe = self.is_safe(name)
         if safe:
             publish()
-        elif safe is None:
+        elif safe is None and len(self._waiting) < _MOST_WAITING:
             self._waiting.add(task := asyncio.get_running_loop().create_task(self._later(name, publish)))
             task.add_done_callback(self._waiting.discard)
 

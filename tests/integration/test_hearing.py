@@ -16,6 +16,7 @@ from rankmq.engine.confirms import Outcome
 from rankmq.engine.connection import Channel, Connection, Properties
 from rankmq.engine.direct_replies import DirectReplies
 from rankmq.engine.front import Front
+from rankmq.schemas.errors import BrokerUnavailable
 
 from tests.integration.connections import channels, connected, run, until
 
@@ -126,3 +127,22 @@ async def test_names_that_the_broker_cannot_read_are_found_out_at_no_cost_for_ot
         assert await (await engine.channel()).publish_confirmed("", bad[0], b"", Properties()) is Outcome.LOST
     await direct.close()
     assert not opened[-1].is_open
+
+
+@run
+async def test_of_those_that_wait_to_be_tried_out_there_are_only_so_many():
+    begun, opened = asyncio.Event(), asyncio.Event()
+
+    async def connect() -> Connection:
+        begun.set()
+        await opened.wait()
+        raise BrokerUnavailable("no more connections")
+
+    direct, said = DirectReplies(connect), list[int]()
+    for number in range(3000):
+        direct.when_safe(f"{PREFIX}{number}", lambda number=number: said.append(number))  # type: ignore[misc]
+    await begun.wait()
+    opened.set()
+    await until(lambda: len(said) >= 1000)
+    await asyncio.sleep(0)
+    assert said == list(range(1000))
